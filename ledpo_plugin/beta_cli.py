@@ -1,0 +1,149 @@
+"""`ledpo beta RUN --prompts FILE`: beta(x) of prompts, by a trained run."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .betas import BetaFeatures
+from .forward import forward_rows
+from .head_file import HeadFileError, build_strategy, load_config, load_head
+from .host import pieces
+from .hparams import HEAD_MODES
+from .logps import IGNORE
+from .run_record import read_record
+
+PROMPT_KEYS = ("prompt", "instruction", "question", "query", "text")
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Read prompts: one a line (.txt), or records (.json, .jsonl) with a prompt, instruction or conversation.
+
+    Raises:
+        ValueError: the file holds no prompt, or a record without one; the message says which and what is expected.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        records: Iterable[Any] = [json.loads(line) for line in text.splitlines() if line.strip()]
+    elif path.suffix == ".json":
+        records = json.loads(text)
+    else:
+        records = [line for line in text.splitlines() if line.strip()]
+    if not isinstance(records, list):
+        raise ValueError(f"{path} holds one {type(records).__name__}; a list of prompts or records is expected.")
+    prompts = [_prompt_of(record, index, path) for index, record in enumerate(records)]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt.")
+    return prompts
+
+
+def _prompt_of(record: Any, index: int, path: Path) -> str:
+    if isinstance(record, str):
+        return record
+    if isinstance(record, dict):
+        for key in PROMPT_KEYS:
+            if isinstance(record.get(key), str):
+                return "\n".join(part for part in (record[key], record.get("input")) if part)
+        turns = record.get("conversations") or record.get("messages")
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            content = turns[0].get("value", turns[0].get("content"))
+            if isinstance(content, str):
+                return content
+    raise ValueError(
+        f"{path}: record {index} holds no prompt. Give a string, or an object with one of "
+        f"{', '.join(PROMPT_KEYS)}, conversations or messages."
+    )
+
+
+def _load_model(run: Path, record: dict[str, Any], source: str):
+    """Load the model whose hidden state the head reads, with its tokenizer and template, by the host's loaders."""
+    host = pieces()
+    args: dict[str, Any] = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
+    lora = (run / "adapter_config.json").is_file()
+    if source == "policy":
+        if lora:
+            args["adapter_name_or_path"] = str(run)
+        else:
+            args["model_name_or_path"] = str(run)
+    elif record.get("ref_model"):
+        args["model_name_or_path"] = record["ref_model"]
+    for key in ("trust_remote_code", "cache_dir", "model_revision"):
+        if key in record["recipe"]:
+            args[key] = record["recipe"][key]
+    args["infer_dtype"] = "float32" if not torch.cuda.is_available() else "auto"
+    model_args, data_args, finetuning_args, _ = host.get_infer_args(args)
+    tokenizer = host.load_tokenizer(model_args)["tokenizer"]
+    template = host.get_template(tokenizer, data_args)
+    return host.load_model(tokenizer, model_args, finetuning_args).eval(), tokenizer, template
+
+
+@torch.no_grad()
+def beta_of_prompts(run_dir: str | Path, prompts: Sequence[str], batch_size: int = 8) -> list[dict[str, Any]]:
+    """Return one `{"prompt", "beta", "prompt_tokens"}` per prompt, by the head in `run_dir`.
+
+    Raises:
+        FileNotFoundError, HeadFileError: `run_dir` is not a run, or its head cannot be read or does not fit.
+        ValueError: the run's beta is not a function of the prompt.
+    """
+    run = Path(run_dir)
+    config = load_config(run)
+    mode, beta0 = config["beta_mode"], config["beta0"]
+    if mode in ("beta_dpo", "epsilon_dpo", "mallows"):
+        raise ValueError(
+            f"beta_mode {mode} decides beta from the answers of a batch, not from the prompt alone: there is no "
+            "beta(x) to print. Runs with beta_mode head, ppl, global or fixed have one."
+        )
+    strategy = build_strategy(config).eval()
+    load_head(run, strategy, config)
+    if mode not in HEAD_MODES:
+        beta = strategy(BetaFeatures(size=1, training=False)).beta.item() if prompts else beta0
+        return [{"prompt": prompt, "beta": beta} for prompt in prompts]
+    record = read_record(run)
+    source = config["arguments"]["beta_head_source"]
+    model, tokenizer, template = _load_model(run, record, source)
+    if model.config.get_text_config().hidden_size != config["hidden_size"]:
+        raise HeadFileError(f"The head in {run} reads {config['hidden_size']} numbers, the model gives another width.")
+    strategy.to(model.device)
+    rows = []
+    for start in range(0, len(prompts), batch_size):
+        part = list(prompts[start : start + batch_size])
+        ids = [_encode(prompt, tokenizer, template) for prompt in part]
+        output = forward_rows(model, _pad(ids, tokenizer, model.device), wants=strategy.needs)
+        features = BetaFeatures(
+            size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False
+        )
+        for prompt, tokens, beta in zip(part, ids, strategy(features).beta.tolist(), strict=True):
+            rows.append({"prompt": prompt, "beta": beta, "prompt_tokens": len(tokens)})
+    return rows
+
+
+def _encode(prompt: str, tokenizer, template) -> list[int]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+    return template.encode_oneturn(tokenizer, messages)[0]
+
+
+def _pad(ids: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
+    """Right-pad prompts into a batch whose one labelled token marks where the response would start."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    width = max(len(row) for row in ids) + 1
+    inputs = torch.full((len(ids), width), pad)
+    labels = torch.full((len(ids), width), IGNORE)
+    mask = torch.zeros((len(ids), width), dtype=torch.long)
+    for i, row in enumerate(ids):
+        inputs[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+        labels[i, len(row)] = pad
+    return {"input_ids": inputs.to(device), "labels": labels.to(device), "attention_mask": mask.to(device)}
+
+
+def table(rows: Sequence[dict[str, Any]], width: int = 80) -> str:
+    """Return the rows as a table, highest beta first; control characters of prompts are escaped."""
+    lines = ["      beta  prompt"]
+    for row in sorted(rows, key=lambda item: -item["beta"]):
+        text = " ".join(row["prompt"].split())
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        lines.append(f"{row['beta']:10.4g}  {text if len(text) <= width else text[: width - 1] + '…'}")
+    return "\n".join(lines)

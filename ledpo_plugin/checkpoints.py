@@ -1,0 +1,40 @@
+"""Checkpoints that a killed run left half-written: found, and set aside so that the host resumes from a whole one."""
+
+import json
+import re
+from pathlib import Path
+
+# transformers writes this file last, so a checkpoint without it (or with half of it) is not whole.
+LAST_FILE = "trainer_state.json"
+SET_ASIDE = ".incomplete"
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether the checkpoint folder was written to its end."""
+    try:
+        json.loads((checkpoint / LAST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def set_aside_incomplete(output_dir: str | None) -> list[Path]:
+    """Rename every half-written `checkpoint-N` of `output_dir` to `checkpoint-N.incomplete`; return the old paths.
+
+    The host resumes from the highest N it sees, whole or not; renamed, a broken one is not seen and not lost.
+    """
+    folder = Path(output_dir) if output_dir else None
+    if folder is None or not folder.is_dir():
+        return []
+    moved = []
+    for checkpoint in sorted(folder.iterdir()):
+        if re.fullmatch(r"checkpoint-\d+", checkpoint.name) and not is_complete(checkpoint):
+            target = checkpoint.with_name(checkpoint.name + SET_ASIDE)
+            while target.exists():
+                target = target.with_name(target.name + "~")
+            try:
+                checkpoint.rename(target)
+            except FileNotFoundError:
+                continue  # another process of the same run was first
+            moved.append(checkpoint)
+    return moved

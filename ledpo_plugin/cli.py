@@ -1,0 +1,110 @@
+"""The `ledpo` command. Training itself is LLaMA-Factory's: `llamafactory-cli train recipe.yaml`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from . import __version__
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import describe, examine, healthy
+
+    report = examine()
+    print(json.dumps(report, indent=2) if args.json else describe(report))
+    return 0 if healthy(report) else 1
+
+
+def _beta(args: argparse.Namespace) -> int:
+    from .beta_cli import beta_of_prompts, read_prompts, table
+
+    prompts = read_prompts(args.prompts) if args.prompts else list(args.prompt or [])
+    if not prompts:
+        raise ValueError("Give prompts: --prompts FILE (.txt, .json, .jsonl) or --prompt TEXT.")
+    rows = beta_of_prompts(args.run, prompts, batch_size=args.batch_size)
+    print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) if args.jsonl else table(rows))
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    import yaml
+
+    from .host import recipe_keys, require_supported
+    from .recipe import RecipeError, check_recipe, check_stock_recipe, is_plugin_recipe
+
+    require_supported()
+    failed = 0
+    for path in args.recipes:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(recipe, dict):
+            print(f"{path}: not a mapping of keys to values")
+            failed += 1
+            continue
+        if is_plugin_recipe(recipe):
+            problems = check_recipe(recipe, recipe_keys(), os.environ)
+        else:
+            problems = check_stock_recipe(recipe)
+        failed += bool(problems)
+        print(f"{path}: {RecipeError(problems)}" if problems else f"{path}: good")
+    return 1 if failed else 0
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from . import quickstart
+
+    if args.action == "prepare":
+        quickstart.prepare(Path(args.workdir))
+    else:
+        print(quickstart.show(Path(args.run)))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(prog="ledpo", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    doctor = commands.add_parser("doctor", help="versions, hooks and known bugs of the installed host")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run_command=_doctor)
+
+    validate = commands.add_parser("validate", help="check recipes without loading a model")
+    validate.add_argument("recipes", nargs="+")
+    validate.set_defaults(run_command=_validate)
+
+    beta = commands.add_parser("beta", help="beta(x) per prompt of a trained run")
+    beta.add_argument("run", help="output_dir of a run, or one of its checkpoints")
+    beta.add_argument("--prompts", help="file of prompts: .txt (one a line), .json or .jsonl")
+    beta.add_argument("--prompt", action="append", help="a prompt; may be repeated")
+    beta.add_argument("--jsonl", action="store_true", help="one JSON object a line instead of a table")
+    beta.add_argument("--batch-size", type=int, default=8)
+    beta.set_defaults(run_command=_beta)
+
+    quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
+    actions = quickstart.add_subparsers(dest="action", required=True)
+    prepare = actions.add_parser("prepare")
+    prepare.add_argument("--workdir", default=".ledpo")
+    show = actions.add_parser("show")
+    show.add_argument("run", nargs="?", default="runs/quickstart")
+    quickstart.set_defaults(run_command=_quickstart)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; an error a user can mend is one message and exit status 1, not a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run_command(args)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        if os.environ.get("LEDPO_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"ledpo {args.command}: {message}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""`ledpo doctor`: what is installed, what is hooked, and which known bugs this combination of the host has."""
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from . import host
+from .autoload import armed
+from .run_record import package_versions
+
+
+@dataclass(frozen=True)
+class HostBug:
+    """A bug of the stock host, how it is recognised here, and what the plugin does about it."""
+
+    title: str
+    present: Callable[[], bool]
+    remedy: str
+
+
+def _losses_ignored() -> bool:
+    """pref_loss reaches trl's dpo_loss only if trl reads self.loss_type, or the host passes loss_type."""
+    trainer = importlib.import_module("llamafactory.train.dpo.trainer")
+    takes_argument = "loss_type" in inspect.signature(trainer.DPOTrainer.dpo_loss).parameters
+    source = inspect.getsource(trainer.CustomDPOTrainer.compute_preference_loss)
+    return takes_argument and "loss_type=" not in source.replace(" ", "")
+
+
+def _ppo_refused() -> bool:
+    source = inspect.getsource(importlib.import_module("llamafactory.train.ppo.trainer"))
+    marker = 'check_version("trl'
+    if marker not in source:
+        return False
+    wanted = source.split('check_version("', 1)[1].split('"', 1)[0]
+    return version("trl") not in Requirement(wanted).specifier
+
+
+def _json_recipes_crash() -> bool:
+    return "json.load(Path" in inspect.getsource(importlib.import_module(host.PARSER).read_args).replace(" ", "")
+
+
+def _unchecked_trl() -> bool:
+    needed = [Requirement(line) for line in requires("llamafactory") or []]
+    return any(item.name == "trl" and version("trl") not in item.specifier for item in needed)
+
+
+HOST_BUGS = (
+    HostBug(
+        "stage dpo with pref_loss hinge, ipo or kto_pair trains plain sigmoid DPO",
+        _losses_ignored,
+        "stage ledpo with the same pref_loss trains what the name says",
+    ),
+    HostBug("stage ppo stops with an ImportError (it asks for an older trl)", _ppo_refused, "none yet"),
+    HostBug(".json recipes crash on reading", _json_recipes_crash, "write recipes as YAML"),
+    HostBug("the installed trl is outside what LLaMA-Factory asks for", _unchecked_trl, "pip install a trl in its range"),
+)
+
+
+def _hooked_in_a_new_process() -> dict:
+    """Import the host in a fresh interpreter, as `llamafactory-cli` does, and ask there what is patched."""
+    code = (
+        "import json, llamafactory.train.tuner\n"
+        "from ledpo_plugin.host import installed_patches\n"
+        "print('LEDPO' + json.dumps(installed_patches()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("LEDPO"):
+            return {"patched": json.loads(line.removeprefix("LEDPO"))}
+    return {"patched": [], "error": done.stderr.strip().splitlines()[-1:] or ["no output"]}
+
+
+def examine() -> dict:
+    """Return the state of the installation: versions, hooks, mismatches and the host's known bugs found here."""
+    report: dict = {
+        "versions": package_versions(),
+        "tested": str(host.TESTED),
+        "switched_off": os.environ.get("LEDPO_PLUGIN_DISABLE", "") not in ("", "0"),
+        "watching": armed(),
+    }
+    if host.host_version() is None:
+        report["mismatches"] = host.mismatches()
+        return report
+    report |= _hooked_in_a_new_process()
+    try:
+        report["mismatches"] = host.mismatches()
+        report["host_bugs"] = [
+            {"bug": bug.title, "present": bug.present(), "with_ledpo": bug.remedy} for bug in HOST_BUGS
+        ]
+    except (ImportError, PackageNotFoundError) as error:
+        report["mismatches"] = [f"LLaMA-Factory cannot be imported: {error}"]
+    return report
+
+
+def healthy(report: dict) -> bool:
+    """Return whether the plugin's stages will run here."""
+    return not report["mismatches"] and bool(report.get("patched")) and not report["switched_off"]
+
+
+def describe(report: dict) -> str:
+    """Return the report as text."""
+    lines = ["Versions"]
+    lines += [f"  {name:14} {found or 'not installed'}" for name, found in report["versions"].items()]
+    lines += [f"  tested with llamafactory {report['tested']}", "Hook"]
+    if report["switched_off"]:
+        lines.append("  switched off: LEDPO_PLUGIN_DISABLE is set")
+    lines.append(f"  watching for LLaMA-Factory in new processes: {'yes' if report['watching'] else 'NO'}")
+    lines += [f"  patched: {name}" for name in report.get("patched", [])] or ["  patched: nothing"]
+    lines += [f"  {line}" for line in report.get("error", [])]
+    if report["mismatches"]:
+        lines += ["The LEDPO stages are refused here:"] + [f"  - {line}" for line in report["mismatches"]]
+    if "host_bugs" in report:
+        lines.append("Known bugs of the host")
+        for item in report["host_bugs"]:
+            state = f"PRESENT  ({item['with_ledpo']})" if item["present"] else "absent"
+            lines.append(f"  {item['bug']}: {state}")
+    lines.append("The LEDPO stages will run." if healthy(report) else "The LEDPO stages will NOT run.")
+    return "\n".join(lines)

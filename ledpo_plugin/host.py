@@ -1,0 +1,327 @@
+"""The one module that knows LLaMA-Factory's internals: what is patched, what is used, and how both are checked.
+
+What is patched, all of it in `llamafactory.train.tuner` and only after that module was imported:
+  * `get_train_args`: a recipe whose stage is the plugin's is checked, completed and parsed with the plugin's
+    argument class; every other recipe goes to the original, untouched.
+  * `run_dpo`: arguments of the plugin's class go to the plugin's workflow; all others to the original.
+Where the installed LLaMA-Factory is not one this module was tested with, the plugin's stages are refused and the
+stock ones work as ever.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import field, fields, make_dataclass
+from functools import cache, wraps
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType, SimpleNamespace
+from typing import Any, get_type_hints
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from .hparams import LedpoArguments
+
+TESTED = SpecifierSet(">=0.9.5,<0.9.6")
+ALLOW_UNTESTED = "LEDPO_ALLOW_UNTESTED_HOST"
+
+TUNER = "llamafactory.train.tuner"
+PARSER = "llamafactory.hparams.parser"
+
+# Signatures the plugin relies on: module, name, parameters in order.
+SIGNATURES = (
+    (TUNER, "run_dpo", ("model_args", "data_args", "training_args", "finetuning_args", "callbacks")),
+    (TUNER, "get_train_args", ("args",)),
+    (PARSER, "read_args", ("args",)),
+    ("llamafactory.train.trainer_utils", "create_ref_model", ("model_args", "finetuning_args", "add_valuehead")),
+    (
+        "llamafactory.train.trainer_utils",
+        "create_custom_optimizer",
+        ("model", "training_args", "finetuning_args"),
+    ),
+    (
+        "llamafactory.train.trainer_utils",
+        "create_custom_scheduler",
+        ("training_args", "num_training_steps", "optimizer"),
+    ),
+    (
+        "llamafactory.data",
+        "get_dataset",
+        ("template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor"),
+    ),
+    (
+        "llamafactory.model",
+        "load_model",
+        ("tokenizer", "model_args", "finetuning_args", "is_trainable", "add_valuehead"),
+    ),
+)
+
+# Everything of the host that the plugin calls, by the name the plugin gives it.
+PIECES = {
+    "get_dataset": ("llamafactory.data", "get_dataset"),
+    "get_template": ("llamafactory.data", "get_template_and_fix_tokenizer"),
+    "PairCollator": ("llamafactory.data", "PairwiseDataCollatorWithPadding"),
+    "UnpairedCollator": ("llamafactory.data", "KTODataCollatorWithPadding"),
+    "load_model": ("llamafactory.model", "load_model"),
+    "load_tokenizer": ("llamafactory.model", "load_tokenizer"),
+    "create_ref_model": ("llamafactory.train.trainer_utils", "create_ref_model"),
+    "create_modelcard_and_push": ("llamafactory.train.trainer_utils", "create_modelcard_and_push"),
+    "create_custom_optimizer": ("llamafactory.train.trainer_utils", "create_custom_optimizer"),
+    "create_custom_scheduler": ("llamafactory.train.trainer_utils", "create_custom_scheduler"),
+    "SaveProcessorCallback": ("llamafactory.train.callbacks", "SaveProcessorCallback"),
+    "plot_loss": ("llamafactory.extras.ploting", "plot_loss"),
+    "calculate_tps": ("llamafactory.extras.misc", "calculate_tps"),
+    "ModelArguments": ("llamafactory.hparams", "ModelArguments"),
+    "FinetuningArguments": ("llamafactory.hparams", "FinetuningArguments"),
+    "get_infer_args": ("llamafactory.hparams", "get_infer_args"),
+    "IGNORE_INDEX": ("llamafactory.extras.constants", "IGNORE_INDEX"),
+    "logging": ("llamafactory.extras", "logging"),
+}
+
+
+class HostMismatch(RuntimeError):
+    """The installed LLaMA-Factory is not one the plugin's stages were tested with."""
+
+
+def host_version() -> str | None:
+    """Return the installed LLaMA-Factory's version, or None."""
+    try:
+        return version("llamafactory")
+    except PackageNotFoundError:
+        return None
+
+
+def mismatches() -> list[str]:
+    """Return what of the installed LLaMA-Factory is not as the plugin expects; empty if all is."""
+    installed = host_version()
+    if installed is None:
+        return ["LLaMA-Factory is not installed: pip install 'llamafactory>=0.9.5,<0.9.6'"]
+    found = []
+    if Version(installed) not in TESTED and os.environ.get(ALLOW_UNTESTED, "") in ("", "0"):
+        found.append(f"version {installed} is outside the tested range {TESTED}")
+    for module_name, name, expected in SIGNATURES:
+        function = getattr(importlib.import_module(module_name), name, None)
+        if function is None:
+            found.append(f"{module_name}.{name} is missing")
+            continue
+        actual = tuple(inspect.signature(function).parameters)
+        if actual != expected:
+            found.append(f"{module_name}.{name} takes {actual}, expected {expected}")
+    parser = importlib.import_module(PARSER)
+    if getattr(parser, "FinetuningArguments", None) not in getattr(parser, "_TRAIN_ARGS", ()):
+        found.append(f"{PARSER}._TRAIN_ARGS does not hold FinetuningArguments")
+    found += [
+        f"{module_name}.{name} is missing"
+        for module_name, name in PIECES.values()
+        if not hasattr(importlib.import_module(module_name), name)
+    ]
+    return found
+
+
+def require_supported() -> None:
+    """Do nothing if the plugin's stages can run here.
+
+    Raises:
+        HostMismatch: they cannot; the message names the installed version, the tested range and what to do.
+    """
+    found = mismatches()
+    if found:
+        raise HostMismatch(
+            f"The LEDPO stages cannot run with the installed LLaMA-Factory {host_version()} (tested: {TESTED}). "
+            "Stock stages are not affected.\n"
+            + "\n".join(f"  - {line}" for line in found)
+            + "\nWhat to do: pip install 'llamafactory>=0.9.5,<0.9.6', or install the ledpo-plugin release made for "
+            f"your version. {ALLOW_UNTESTED}=1 skips the version check alone (not the checks of the internals). "
+            "LEDPO_PLUGIN_DISABLE=1 switches the plugin off."
+        )
+
+
+@cache
+def pieces() -> SimpleNamespace:
+    """Return the host's functions and classes that the plugin calls (see `PIECES`)."""
+    return SimpleNamespace(
+        **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in PIECES.items()}
+    )
+
+
+def _after_init(self) -> None:
+    from .losses import LOSSES
+
+    pieces().FinetuningArguments.__post_init__(self)
+    self.ledpo_stage = self.stage
+    self.use_ref_model = LOSSES[self.pref_loss].needs_reference
+    # The host's dispatch is an elif over its own names; run_dpo, replaced below, is ours to enter by.
+    self.stage = "dpo"
+
+
+def _to_dict(self) -> dict[str, Any]:
+    return {**pieces().FinetuningArguments.to_dict(self), "stage": self.ledpo_stage}
+
+
+@cache
+def finetuning_class() -> type:
+    """Return LLaMA-Factory's FinetuningArguments extended by the plugin's keys, for the plugin's stages."""
+    # The host's parser hands all of a field's metadata to argparse, which knows no more than `help` of ours.
+    own = [
+        (item.name, item.type, field(default=item.default, metadata={"help": item.metadata["help"]}))
+        for item in fields(LedpoArguments)
+    ]
+    # Wider than the host's Literals; ledpo_plugin.recipe has checked both before this is made.
+    wider = [("stage", str, field(default="ledpo")), ("pref_loss", str, field(default="sigmoid"))]
+    return make_dataclass(
+        "LedpoFinetuningArguments",
+        own + wider,
+        bases=(LedpoArguments, pieces().FinetuningArguments),
+        namespace={"__post_init__": _after_init, "to_dict": _to_dict},
+    )
+
+
+def recipe_keys() -> dict[str, Any]:
+    """Return every key a recipe of the plugin's stages may have, with its type annotation."""
+    parser = importlib.import_module(PARSER)
+    keys: dict[str, Any] = {}
+    for host_class in parser._TRAIN_ARGS:
+        cls = finetuning_class() if host_class is parser.FinetuningArguments else host_class
+        hints = get_type_hints(cls)
+        keys |= {item.name: hints[item.name] for item in fields(cls) if item.init}
+    return keys
+
+
+def _parse_with_plugin_class(original: Callable, recipe: dict[str, Any]) -> Any:
+    parser = importlib.import_module(PARSER)
+    place = parser._TRAIN_ARGS.index(parser.FinetuningArguments)
+    parser._TRAIN_ARGS[place] = finetuning_class()
+    try:
+        return original(recipe)
+    finally:
+        parser._TRAIN_ARGS[place] = parser.FinetuningArguments
+
+
+def _train_args(original: Callable) -> Callable:
+    from .recipe import (
+        RecipeError,
+        added_values,
+        arguments_to_recipe,
+        check_recipe,
+        check_stock_recipe,
+        is_plugin_recipe,
+        resolve_recipe,
+    )
+
+    @wraps(original)
+    def get_train_args(args=None):
+        given = importlib.import_module(PARSER).read_args(args)
+        recipe = given if isinstance(given, dict) else arguments_to_recipe(list(given))
+        if not is_plugin_recipe(recipe):
+            problems = check_stock_recipe(recipe)
+            if problems:
+                raise RecipeError(problems)
+            return original(given)
+        require_supported()
+        problems = check_recipe(recipe, recipe_keys(), os.environ)
+        if problems:
+            raise RecipeError(problems)
+        from .checkpoints import set_aside_incomplete
+
+        resolved = resolve_recipe(recipe)
+        if not resolved.get("overwrite_output_dir"):
+            for folder in set_aside_incomplete(resolved.get("output_dir")):
+                print(f"ledpo: {folder} was not written to its end (killed while saving?); set aside.", flush=True)
+        parsed = _parse_with_plugin_class(original, resolved)
+        finetuning_args = parsed[3]
+        finetuning_args.ledpo_recipe = dict(recipe)
+        finetuning_args.ledpo_added = added_values(recipe, resolved)
+        return parsed
+
+    get_train_args.ledpo_original = original
+    return get_train_args
+
+
+def _run_dpo(original: Callable) -> Callable:
+    @wraps(original)
+    def run_dpo(model_args, data_args, training_args, finetuning_args, callbacks=None):
+        if isinstance(finetuning_args, LedpoArguments):
+            from .workflow import run_ledpo
+
+            return run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks)
+        return original(model_args, data_args, training_args, finetuning_args, callbacks)
+
+    run_dpo.ledpo_original = original
+    return run_dpo
+
+
+def _install_tuner(tuner: ModuleType) -> None:
+    if hasattr(getattr(tuner, "get_train_args", None), "ledpo_original"):
+        return
+    if hasattr(tuner, "get_train_args"):
+        tuner.get_train_args = _train_args(tuner.get_train_args)
+    if hasattr(tuner, "run_dpo"):
+        tuner.run_dpo = _run_dpo(tuner.run_dpo)
+
+
+def _install_v1(launcher: ModuleType) -> None:
+    original = getattr(launcher, "launch", None)
+    if original is None or hasattr(original, "ledpo_original"):
+        return
+
+    @wraps(original)
+    def launch(*args, **kwargs):
+        _refuse_v1(sys.argv[1:])
+        return original(*args, **kwargs)
+
+    launch.ledpo_original = original
+    launcher.launch = launch
+
+
+def _refuse_v1(argv: list[str]) -> None:
+    import yaml
+
+    from .recipe import is_plugin_recipe
+
+    for argument in argv:
+        if argument.endswith((".yaml", ".yml")) and os.path.isfile(argument):
+            with open(argument, encoding="utf-8") as file:
+                recipe = yaml.safe_load(file)
+            if isinstance(recipe, dict) and is_plugin_recipe(recipe):
+                raise HostMismatch(
+                    f"USE_V1=1: {argument} has stage {recipe['stage']!r}, but LLaMA-Factory's v1 has argument classes "
+                    "of its own and no preference stage to build on. What to do: unset USE_V1."
+                )
+
+
+def on_host_module(module: ModuleType) -> None:
+    """Patch a module of LLaMA-Factory that was just imported; called by `ledpo_plugin.autoload`."""
+    if module.__name__ == TUNER:
+        _install_tuner(module)
+    else:
+        _install_v1(module)
+
+
+def installed_patches() -> list[str]:
+    """Return the names in LLaMA-Factory that are patched in this process."""
+    names = ((TUNER, "get_train_args"), (TUNER, "run_dpo"), ("llamafactory.v1.launcher", "launch"))
+    return [
+        f"{module}.{name}"
+        for module, name in names
+        if hasattr(getattr(sys.modules.get(module), name, None), "ledpo_original")
+    ]
+
+
+def prepare_reference(trainer: Any, model: Any) -> Any:
+    """Put a separate reference model where the trainer's accelerator wants it, in evaluation mode, never trained."""
+    accelerator = trainer.accelerator
+    if trainer.is_deepspeed_enabled:
+        if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
+            return model  # quantized models are on their device already
+        prepare = importlib.import_module("trl.models.utils").prepare_deepspeed
+        return prepare(model, accelerator)
+    if trainer.is_fsdp_enabled:
+        if getattr(accelerator, "is_fsdp2", False):
+            prepare = importlib.import_module("accelerate.utils.fsdp_utils").fsdp2_prepare_model
+            return prepare(accelerator, model)
+        return importlib.import_module("trl.models.utils").prepare_fsdp(model, accelerator)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    prepared.eval()
+    return prepared

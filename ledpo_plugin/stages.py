@@ -1,0 +1,32 @@
+"""The training stages the plugin adds: a name, the loss behind it and the data it trains on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table of stages."""
+
+    name: str
+    title: str  # as the web UI lists it
+    default_loss: str
+    any_loss: bool  # True: `pref_loss` chooses among the pairwise losses; False: the stage is its loss
+    default_beta_mode: str  # where the loss admits it, else "fixed"
+    data: Literal["pairs", "unpaired"]
+
+
+def _rows(*stages: Stage) -> Mapping[str, Stage]:
+    return MappingProxyType({stage.name: stage for stage in stages})
+
+
+STAGES = _rows(
+    Stage("ledpo", "LEDPO", "sigmoid", True, "head", "pairs"),
+    Stage("ledpo_ipo", "LEDPO IPO", "ipo", False, "fixed", "pairs"),
+    Stage("ledpo_hinge", "LEDPO Hinge", "hinge", False, "fixed", "pairs"),
+    Stage("ledpo_orpo", "LEDPO ORPO", "orpo", False, "fixed", "pairs"),
+    Stage("ledpo_simpo", "LEDPO SimPO", "simpo", False, "fixed", "pairs"),
+    Stage("ledpo_kto", "LEDPO KTO", "kto", False, "fixed", "unpaired"),
+)

@@ -1,0 +1,432 @@
+"""The trainers: they run the passes, ask the strategy for beta, the loss for its values, and wire both to the host."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from .beta_training import BetaTraining, mean_over_ranks
+from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps, mixture_token_logps
+from .forward import KEEP_FROM, RowOutput, forward_rows
+from .head_file import load_head, save_head
+from .host import pieces, prepare_reference
+from .hparams import LEARNED_MODES
+from .logps import IGNORE
+from .losses import LOSSES, PairLogps, UnpairedLogps
+from .metrics import pair_metrics, unpaired_metrics
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss of some example became NaN or infinite."""
+
+
+def _split(rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the chosen and the rejected half of a `[2B]` tensor."""
+    return (None, None) if rows is None else tuple(rows.chunk(2))
+
+
+def _without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+class PreferenceTrainer(Trainer):
+    """What training on pairs and on single answers have in common; subclasses say what a batch's loss is."""
+
+    summarise = staticmethod(pair_metrics)
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        ref_model: nn.Module | None,
+        finetuning_args: Any,
+        strategy: BetaStrategy,
+        head_config: dict[str, Any],
+        tokenizer: Any,
+        processor: Any = None,
+        **kwargs: Any,
+    ):
+        _without_dropout(model)
+        if ref_model is not None:
+            _without_dropout(ref_model)
+        self.finetuning_args = finetuning_args
+        self.loss = LOSSES[finetuning_args.pref_loss]
+        self.head_config = head_config
+        self._columns: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        self._nonfinite: Tensor | None = None
+        super().__init__(model=model, processing_class=tokenizer, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over examples, as in the host's own stages
+        self.args.logging_nan_inf_filter = False  # it would hide a NaN behind the average of earlier losses
+        self.strategy = strategy.to(self.args.device)
+        self.beta_training = BetaTraining(
+            self.strategy,
+            lr_ratio=finetuning_args.beta_lr_ratio,
+            max_grad_norm=self.args.max_grad_norm,
+            trainer=self,
+        )
+        self.add_callback(self.beta_training)
+        self.ref_model = None if ref_model is None else prepare_reference(self, ref_model)
+        if processor is not None:
+            self.add_callback(pieces().SaveProcessorCallback(processor))
+        if finetuning_args.use_badam:
+            self._use_badam()
+
+    def _use_badam(self) -> None:
+        from types import MethodType
+
+        from badam import BAdamCallback, clip_grad_norm_old_version
+
+        self.accelerator.clip_grad_norm_ = MethodType(clip_grad_norm_old_version, self.accelerator)
+        self.add_callback(BAdamCallback)
+
+    # ---- the host's own ways with optimizers, schedules and order of the data
+
+    def create_optimizer(self, *args, **kwargs):
+        if self.optimizer is None:
+            self.optimizer = pieces().create_custom_optimizer(self.model, self.args, self.finetuning_args)
+        return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        pieces().create_custom_scheduler(self.args, num_training_steps, optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, *args, **kwargs):
+        if self.finetuning_args.disable_shuffling:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*args, **kwargs)
+
+    # ---- passes
+
+    def _needs_reference(self) -> bool:
+        return self.loss.needs_reference or self.strategy.needs_reference
+
+    def _policy_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
+        with torch.no_grad() if self.finetuning_args.freeze_policy else nullcontext():
+            return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha)
+
+    def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
+        """Run the reference: a model of its own, or the policy with its adapter switched off.
+
+        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory.
+        """
+        separate = self.ref_model is not None
+        context = nullcontext() if separate else self.accelerator.unwrap_model(model).disable_adapter()
+        with torch.no_grad(), context:
+            return forward_rows(self.ref_model if separate else model, batch, wants=wants)
+
+    def _wants(self, source: str) -> frozenset[str]:
+        """Return what a pass of `source` ("policy" or "reference") must give besides log-probabilities."""
+        needs = self.strategy.needs
+        wants = needs & {"hidden", "prompt_nll"} if source == self.finetuning_args.beta_head_source else set()
+        if source == "reference" and "reference_entropy" in needs:
+            wants = wants | {"entropy"}
+        if "epsilon_step" in needs:
+            wants = wants | {"logits"}
+        return frozenset(wants)
+
+    # ---- loss
+
+    def _loss_options(self) -> dict[str, Any]:
+        args = self.finetuning_args
+        options = {keyword: getattr(args, key) for keyword, key in self.loss.options.items()}
+        if "gamma_beta_ratio" in options:
+            options["gamma_beta_ratio"] = args.simpo_gamma / args.pref_beta
+        if self.loss.label_smoothing:
+            options["label_smoothing"] = args.dpo_label_smoothing
+        return options
+
+    def _at_bounds(self, beta: Tensor) -> Tensor:
+        """Return 1.0 where a learned beta is within 1 % of the width (in ln beta) of one of its bounds."""
+        args = self.finetuning_args
+        if args.beta_mode not in LEARNED_MODES:
+            return torch.zeros_like(beta)
+        low, high = math.log(args.beta_min), math.log(args.beta_max)
+        place = (beta.log() - low) / (high - low)
+        return ((place < 0.01) | (place > 0.99)).float()
+
+    def _mean_loss(self, losses: Tensor, beta: BetaOutput) -> Tensor:
+        if beta.weights is not None:
+            losses = losses * beta.weights
+        loss = losses.mean()
+        if beta.log_ratio is not None and self.finetuning_args.beta_penalty > 0:
+            loss = loss + self.finetuning_args.beta_penalty * beta.log_ratio.square().mean()
+        return loss
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any], training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean loss and one column of numbers per quantity to report."""
+        raise NotImplementedError
+
+    def _loss_and_columns(self, model, inputs, training):
+        loss, columns = self.batch_loss(model, dict(inputs), training)
+        bad = ~torch.isfinite(columns["losses"]).all()
+        self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
+        return loss, {key: value.detach().float() for key, value in columns.items()}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, columns = self._loss_and_columns(model, inputs, training=True)
+        if self.finetuning_args.freeze_policy and self.state.global_step == 0 and not columns["margin"].any():
+            raise ValueError(
+                "freeze_policy: true, but every margin of the first batch is exactly 0: the policy equals the "
+                "reference, so beta has nothing to learn from. Start from a trained adapter (adapter_name_or_path) "
+                "or name a different ref_model."
+            )
+        self._columns["train"].append(columns)
+        return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, columns = self._loss_and_columns(model, inputs, training=False)
+        names = sorted(columns)
+        matrix = torch.stack([columns[name] for name in names], dim=1)
+        # Drops the rows that the loader repeats to give every rank the same number of batches.
+        matrix = self.accelerator.gather_for_metrics(matrix)
+        self._columns["eval"].append(dict(zip(names, matrix.unbind(1), strict=True)))
+        return loss.detach(), None, None
+
+    # ---- reporting
+
+    def _take(self, split: str) -> dict[str, Tensor]:
+        parts = self._columns.pop(split, [])
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
+
+    def _gathered_train_columns(self) -> dict[str, Tensor]:
+        columns = self._take("train")
+        if not columns or self.accelerator.num_processes == 1:
+            return columns
+        names = sorted(columns)
+        matrix = torch.stack([torch.ones_like(columns[names[0]]), *(columns[name] for name in names)], dim=1)
+        matrix = self.accelerator.gather(self.accelerator.pad_across_processes(matrix, dim=0))
+        matrix = matrix[matrix[:, 0] == 1]  # ranks may have seen different numbers of examples
+        return dict(zip(names, matrix[:, 1:].unbind(1), strict=True))
+
+    def _summary(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        return {key: value for key, value in self.summarise(columns).items() if value == value}  # nan: nothing to say
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            self._require_finite()
+            columns = self._gathered_train_columns()
+            if columns:
+                logs |= self._summary(columns)
+            if self.beta_training.grad_norms:
+                logs["beta/head_grad_norm"] = torch.stack(self.beta_training.grad_norms).mean().item()
+                self.beta_training.grad_norms.clear()
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._columns.pop("eval", None)
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._require_finite()
+        output.metrics.update({f"{prefix}_{key}": value for key, value in self._summary(self._take("eval")).items()})
+        return output
+
+    def _require_finite(self) -> None:
+        """Stop on a NaN or infinite loss; asked at each log, evaluation and save, not at each step (a device sync)."""
+        if self._nonfinite is not None and bool(self._nonfinite):
+            raise NonFiniteLoss(
+                f"The loss of some example became NaN or infinite at or before step {self.state.global_step} "
+                f"(pref_loss {self.loss.name}, beta_mode {self.finetuning_args.beta_mode}). Checkpoints saved before "
+                "that are good. Lower learning_rate or beta_lr_ratio, check that the model's own weights are finite, "
+                "and set logging_steps: 1 to find the step."
+            )
+        self._nonfinite = None
+
+    # ---- state
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        self._require_finite()
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict=state_dict)
+        save_head(output_dir or self.args.output_dir, self.strategy, self.head_config)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.beta_training.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_head(checkpoint, self.strategy, self.head_config)
+            self.beta_training.load(checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        load_head(self.state.best_model_checkpoint, self.strategy, self.head_config)
+
+
+class PairTrainer(PreferenceTrainer):
+    """Trains on pairs: rows come as `[chosen; rejected]`."""
+
+    def batch_loss(self, model, batch, training):
+        policy = self._policy_rows(model, batch, self._wants("policy"))
+        reference = None
+        if self._needs_reference():
+            reference = self._reference_rows(model, batch, self._wants("reference"))
+        logps = self._pair_logps(policy, reference)
+        with torch.no_grad():
+            features = self._features(logps, policy, reference, training)
+        beta = self.strategy(features)
+        output = self.loss.function(logps, beta.beta, **self._loss_options(), **self._delta(logps, beta, training))
+        losses = self._with_bco(output.losses, logps, beta, training)
+        nll = -logps.policy_chosen / logps.chosen_length
+        if self.finetuning_args.pref_ftx > 0:
+            losses = losses + self.finetuning_args.pref_ftx * nll
+        columns = {
+            "losses": losses,
+            "margin": self._beta_free_margin(logps),
+            "beta": beta.beta,
+            "at_bounds": self._at_bounds(beta.beta),
+            "chosen_rewards": output.chosen_rewards,
+            "rejected_rewards": output.rejected_rewards,
+            "chosen_logps": logps.policy_chosen,
+            "rejected_logps": logps.policy_rejected,
+            "chosen_length": logps.chosen_length,
+            "rejected_length": logps.rejected_length,
+        }
+        if self.finetuning_args.pref_ftx > 0 or self.loss.name in ("orpo", "cpo"):
+            columns["nll"] = nll
+        return self._mean_loss(losses, beta), columns
+
+    def _pair_logps(self, policy: RowOutput, reference: RowOutput | None) -> PairLogps:
+        keep = reference is not None and self.loss.needs_reference
+        return PairLogps(
+            *_split(policy.logps), *_split(reference.logps if keep else None), *_split(policy.lengths.float())
+        )
+
+    def _beta_free_margin(self, logps: PairLogps) -> Tensor:
+        """Return the margin `[B]` in the units of the loss: per token where the loss is length-normalised."""
+        chosen, rejected = logps.policy_chosen.detach(), logps.policy_rejected.detach()
+        if logps.reference_chosen is not None:
+            chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected
+        if self.loss.length_normalised:
+            chosen, rejected = chosen / logps.chosen_length, rejected / logps.rejected_length
+        return chosen - rejected
+
+    def _features(
+        self, logps: PairLogps, policy: RowOutput, reference: RowOutput | None, training: bool
+    ) -> BetaFeatures:
+        needs = self.strategy.needs
+        source = reference if self.finetuning_args.beta_head_source == "reference" else policy
+        size = logps.policy_chosen.shape[0]
+        entropy = None
+        if "reference_entropy" in needs:
+            entropy = torch.stack(_split(reference.entropy)).mean(0)
+        return BetaFeatures(
+            size=size,
+            # The prompt is the same in both halves and the model is causal: the chosen half's rows serve.
+            hidden=source.hidden[:size] if "hidden" in needs else None,
+            prompt_nll=source.prompt_nll[:size] if "prompt_nll" in needs else None,
+            margin=self._beta_free_margin(logps) if "margin" in needs else None,
+            reference_entropy=entropy,
+            epsilon_step=self._epsilon_step(policy, reference) if "epsilon_step" in needs else None,
+            gather=self.accelerator.gather,
+            rank=self.accelerator.process_index,
+            training=training,
+        )
+
+    def _epsilon_step(self, policy: RowOutput, reference: RowOutput) -> Tensor:
+        """Return epsilon-DPO's step `[B]` in {-1, 0, 1} from the logits of both models."""
+        place = policy.labels != IGNORE
+        labels = policy.labels[place]
+        per_token = mixture_token_logps(
+            policy.logits[place].float(),
+            reference.logits[place].float(),
+            labels,
+            self.finetuning_args.epsilon_dpo_epsilon,
+        )
+        gaps = []
+        for values in per_token:
+            rows = torch.zeros_like(policy.labels, dtype=values.dtype)
+            rows[place] = values
+            chosen, rejected = _split(rows.sum(1))
+            gaps.append(chosen - rejected)
+        chosen, rejected = _split(policy.logps.detach())
+        return epsilon_steps(gaps[0], chosen - rejected, gaps[1])
+
+    def _delta(self, logps: PairLogps, beta: BetaOutput, training: bool) -> dict[str, Tensor]:
+        return {"delta": self._reward_mean(logps, beta, training)} if self.loss.running_reward_mean else {}
+
+    def _reward_mean(self, logps: PairLogps, beta: BetaOutput, training: bool) -> Tensor:
+        running = self.beta_training.reward_mean
+        if not training:
+            return running.mean
+        ratios = torch.cat(
+            [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
+        )
+        return running.update((beta.beta.repeat(2) * ratios).mean())
+
+    def _with_bco(self, losses: Tensor, logps: PairLogps, beta: BetaOutput, training: bool) -> Tensor:
+        """Mix in BCO's loss as LLaMA-Factory's `pref_bco_weight` does: (L + w * L_bco) / (1 + w)."""
+        weight = self.finetuning_args.pref_bco_weight
+        if weight == 0:
+            return losses
+        delta = self._reward_mean(logps, beta, training)
+        bco = LOSSES["bco_pair"].function(logps, beta.beta, delta=delta).losses
+        return (losses + weight * bco) / (1.0 + weight)
+
+
+class UnpairedTrainer(PreferenceTrainer):
+    """Trains on single answers marked good or bad (KTO), with the KL term of mismatched answers."""
+
+    summarise = staticmethod(unpaired_metrics)
+
+    def batch_loss(self, model, batch, training):
+        desirable = batch.pop("kto_tags")
+        mismatched = self._mismatched(batch)
+        own = {key: value for key, value in batch.items() if not key.startswith("kl_")}
+        policy = self._policy_rows(model, own, self._wants("policy"))
+        reference = self._reference_rows(model, own, self._wants("reference"))
+        with torch.no_grad():
+            policy_kl = forward_rows(model, mismatched).logps
+            kl = (policy_kl - self._reference_rows(model, mismatched, frozenset()).logps).mean()
+            kl = mean_over_ranks(kl)
+        logps = UnpairedLogps(policy.logps, reference.logps, desirable, kl)
+        source = reference if self.finetuning_args.beta_head_source == "reference" else policy
+        beta = self.strategy(
+            BetaFeatures(
+                size=desirable.shape[0],
+                hidden=source.hidden,
+                prompt_nll=source.prompt_nll,
+                gather=self.accelerator.gather,
+                rank=self.accelerator.process_index,
+                training=training,
+            )
+        )
+        output = self.loss.function(logps, beta.beta, **self._loss_options())
+        losses = output.losses
+        if self.finetuning_args.pref_ftx > 0:
+            nll = -policy.logps / policy.lengths
+            losses = losses + self.finetuning_args.pref_ftx * nll * desirable
+        sign = torch.where(desirable, 1.0, -1.0)
+        zero_point = kl.clamp(min=0)
+        columns = {
+            "losses": losses,
+            "margin": sign * ((policy.logps - reference.logps).detach() - zero_point),
+            "beta": beta.beta,
+            "at_bounds": self._at_bounds(beta.beta),
+            "rewards": output.chosen_rewards,
+            "logps": policy.logps,
+            "desirable": desirable.float(),
+            "kl": zero_point.expand(desirable.shape[0]),
+        }
+        return self._mean_loss(losses, beta), columns
+
+    @staticmethod
+    def _mismatched(batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch of the same prompts with their neighbours' answers; images and the like are shared."""
+        rows = {"input_ids", "attention_mask", "labels", "token_type_ids", "cross_attention_mask", KEEP_FROM}
+        rows |= {"position_ids", "rope_deltas"}  # of the answers' own lengths; the model makes them anew
+        shared = {key: v for key, v in batch.items() if not key.startswith("kl_") and key not in rows}
+        return shared | {key.removeprefix("kl_"): value for key, value in batch.items() if key.startswith("kl_")}

@@ -1,0 +1,162 @@
+"""From the host's arguments to a finished run: tokenizer, data, model, reference, strategy, trainer, results."""
+
+from typing import Any
+
+from .data_checks import drop_unusable
+from .forward import add_keep_from
+from .head_file import build_strategy, head_config, load_head
+from .host import pieces
+from .losses import LOSSES
+from .run_record import write_record
+from .trainer import PairTrainer, UnpairedTrainer
+
+PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
+
+
+def _collator(data: str, iterable: bool, **kwargs: Any):
+    host = pieces()
+    collate = (host.PairCollator if data == "pairs" else host.UnpairedCollator)(**kwargs)
+
+    def collator(features):
+        batch = collate(features)
+        if not iterable:  # batches of an iterable dataset are joined across ranks, which takes tensors only
+            add_keep_from(batch)
+            if data == "unpaired":
+                add_keep_from(batch, "kl_labels", "kl_")
+        return batch
+
+    return collator
+
+
+def _reference(model: Any, model_args, training_args, finetuning_args, needed: bool) -> Any | None:
+    """Return a separate reference model, or None where there is none or the adapter switched off is the reference.
+
+    Raises:
+        ValueError: evaluation alone, of a model without an adapter, with no `ref_model`: margins would all be 0.
+    """
+    if not needed:
+        return None
+    host = pieces()
+    if training_args.do_train or finetuning_args.ref_model is not None:
+        return host.create_ref_model(model_args, finetuning_args)
+    if not model_args.adapter_name_or_path:
+        raise ValueError(
+            "do_train: false without ref_model or adapter_name_or_path: the model would be compared with itself and "
+            "every margin would be 0. Set ref_model to the model that training started from."
+        )
+    # For evaluation the host merges the adapter, so that it cannot be switched off: the base is loaded anew.
+    base_args = host.ModelArguments.copyfrom(model_args, adapter_name_or_path=None)
+    tokenizer = host.load_tokenizer(base_args)["tokenizer"]
+    return host.load_model(tokenizer, base_args, host.FinetuningArguments(), is_trainable=False)
+
+
+def _plot_keys(dataset_module: dict[str, Any]) -> list[str]:
+    evaluated = dataset_module.get("eval_dataset")
+    prefixes = [f"eval_{name}_" for name in evaluated] if isinstance(evaluated, dict) else ["eval_"]
+    keys = list(PLOTTED)
+    if evaluated is not None:
+        keys += [prefix + key for prefix in prefixes for key in PLOTTED]
+    return keys
+
+
+def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
+    """Train and evaluate as the recipe says; called by LLaMA-Factory in place of its own DPO workflow."""
+    host = pieces()
+    log = host.logging.get_logger("llamafactory.ledpo").info_rank0
+    loss = LOSSES[finetuning_args.pref_loss]
+    log(
+        f"LEDPO stage {finetuning_args.ledpo_stage}: pref_loss {loss.name}, beta_mode {finetuning_args.beta_mode}; "
+        f"values left out of the recipe and resolved to: {finetuning_args.ledpo_added}."
+    )
+
+    tokenizer_module = host.load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    template = host.get_template(tokenizer, data_args)
+    host_stage = "rm" if loss.data == "pairs" else "kto"  # what the host's data loading calls such data
+    dataset_module = host.get_dataset(
+        template, model_args, data_args, training_args, stage=host_stage, **tokenizer_module
+    )
+    for split in ("train_dataset", "eval_dataset"):
+        if dataset_module.get(split) is not None:
+            dataset_module[split] = drop_unusable(
+                dataset_module[split], split.removesuffix("_dataset"), loss.data, log
+            )
+    model = host.load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+
+    config = head_config(
+        finetuning_args,
+        beta0=finetuning_args.pref_beta,
+        loss=loss.name,
+        hidden_size=model.config.get_text_config().hidden_size,
+        model=model_args.model_name_or_path,
+    )
+    strategy = build_strategy(config)
+    if finetuning_args.beta_head_path:
+        load_head(finetuning_args.beta_head_path, strategy, config)
+        log(f"Beta starts from {finetuning_args.beta_head_path}.")
+    needs_reference = loss.needs_reference or strategy.needs_reference
+
+    trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
+    trainer = trainer_class(
+        model=model,
+        ref_model=_reference(model, model_args, training_args, finetuning_args, needs_reference),
+        args=training_args,
+        finetuning_args=finetuning_args,
+        strategy=strategy,
+        head_config=config,
+        data_collator=_collator(
+            loss.data,
+            iterable=data_args.streaming,
+            template=template,
+            model=model,
+            pad_to_multiple_of=8,
+            label_pad_token_id=host.IGNORE_INDEX
+            if data_args.ignore_pad_token_for_loss
+            else tokenizer.pad_token_id,
+            **tokenizer_module,
+        ),
+        callbacks=callbacks,
+        **dataset_module,
+        **tokenizer_module,
+    )
+    if trainer.is_world_process_zero():
+        write_record(
+            training_args.output_dir,
+            recipe=finetuning_args.ledpo_recipe,
+            added=finetuning_args.ledpo_added,
+            stage=finetuning_args.ledpo_stage,
+            pref_loss=loss.name,
+            beta_mode=finetuning_args.beta_mode,
+            model_name_or_path=model_args.model_name_or_path,
+            adapter_name_or_path=model_args.adapter_name_or_path,
+            ref_model=finetuning_args.ref_model,
+            template=data_args.template,
+            finetuning_type=finetuning_args.finetuning_type,
+            seed=training_args.seed,
+            world_size=training_args.world_size,
+            train_examples=_size(dataset_module.get("train_dataset")),
+        )
+
+    if training_args.do_train:
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.save_model()
+        if finetuning_args.include_effective_tokens_per_second:
+            result.metrics["effective_tokens_per_sec"] = host.calculate_tps(
+                dataset_module["train_dataset"], result.metrics, stage="rm" if loss.data == "pairs" else "sft"
+            )
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+            host.plot_loss(training_args.output_dir, keys=_plot_keys(dataset_module))
+
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    host.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _size(dataset: Any) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None
