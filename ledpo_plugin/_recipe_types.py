@@ -41,9 +41,9 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def check_types(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem for every value whose type its key does not take."""
     for key, value in recipe.raw.items():
-        if key in _JUDGED_ELSEWHERE or not isinstance(key, str):
+        if key in _JUDGED_ELSEWHERE or key not in recipe.host_keys:
             continue
-        found = _check_type(key, value, recipe.host_keys.get(key))
+        found = _check_type(key, value, recipe.host_keys[key])
         if found is not None:
             yield found
 
@@ -135,6 +135,8 @@ def _kind_of(value: object) -> str:
 def _advice(value: object, kinds: tuple[Any, ...], wanted: str) -> str:
     if isinstance(value, str):
         return _advice_for_text(value.strip(), kinds) or f"write {wanted}"
+    if bool in kinds and isinstance(value, int) and value in (0, 1):
+        return f"write {str(value == 1).lower()}"
     if int in kinds and isinstance(value, float) and value.is_integer():
         return f"write {value:.0f}"
     if isinstance(value, bool) and any("no" in _choices(kind) for kind in kinds if _is_enum(kind)):

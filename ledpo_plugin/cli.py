@@ -29,15 +29,15 @@ def _beta(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    import yaml
+    from omegaconf import OmegaConf  # as the host reads recipes; YAML proper reads 1e-3 as text
 
-    from .host import recipe_keys, require_supported
+    from .host import recipe_keys, require_supported, stock_keys
     from .recipe import RecipeError, check_recipe, check_stock_recipe, is_plugin_recipe
 
     require_supported()
     failed = 0
     for path in args.recipes:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        recipe = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(recipe, dict):
             print(f"{path}: not a mapping of keys to values")
             failed += 1
@@ -45,7 +45,7 @@ def _validate(args: argparse.Namespace) -> int:
         if is_plugin_recipe(recipe):
             problems = check_recipe(recipe, recipe_keys(), os.environ)
         else:
-            problems = check_stock_recipe(recipe)
+            problems = check_stock_recipe(recipe, stock_keys())
         failed += bool(problems)
         print(f"{path}: {RecipeError(problems)}" if problems else f"{path}: good")
     return 1 if failed else 0

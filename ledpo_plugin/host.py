@@ -189,6 +189,14 @@ def recipe_keys() -> dict[str, Any]:
     return keys
 
 
+def stock_keys() -> dict[str, Any]:
+    """Return the stock fine-tuning keys with their annotations; nothing on a host whose class cannot be read."""
+    try:
+        return get_type_hints(importlib.import_module(PARSER).FinetuningArguments)
+    except (AttributeError, NameError, TypeError):
+        return {}
+
+
 def _parse_with_plugin_class(original: Callable, recipe: dict[str, Any]) -> Any:
     parser = importlib.import_module(PARSER)
     place = parser._TRAIN_ARGS.index(parser.FinetuningArguments)
@@ -200,6 +208,7 @@ def _parse_with_plugin_class(original: Callable, recipe: dict[str, Any]) -> Any:
 
 
 def _train_args(original: Callable) -> Callable:
+    from .checkpoints import set_aside_incomplete
     from .recipe import (
         RecipeError,
         added_values,
@@ -215,16 +224,17 @@ def _train_args(original: Callable) -> Callable:
         given = importlib.import_module(PARSER).read_args(args)
         recipe = given if isinstance(given, dict) else arguments_to_recipe(list(given))
         if not is_plugin_recipe(recipe):
-            problems = check_stock_recipe(recipe)
+            problems = check_stock_recipe(recipe, stock_keys())
             if problems:
                 raise RecipeError(problems)
             return original(given)
         require_supported()
-        problems = check_recipe(recipe, recipe_keys(), os.environ)
+        keys = recipe_keys()
+        if not isinstance(given, dict):
+            recipe = arguments_to_recipe(list(given), keys)
+        problems = check_recipe(recipe, keys, os.environ)
         if problems:
             raise RecipeError(problems)
-        from .checkpoints import set_aside_incomplete
-
         resolved = resolve_recipe(recipe)
         if not resolved.get("overwrite_output_dir"):
             for folder in set_aside_incomplete(resolved.get("output_dir")):

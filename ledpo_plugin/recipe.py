@@ -186,7 +186,7 @@ def arguments_to_recipe(argv: Sequence[str], host_keys: Mapping[str, Any] | None
     recipe = {}
     for key, values in words.items():
         name, negated = _negation(key, values, host_keys)
-        recipe[name] = False if negated else _typed(values, (host_keys or {}).get(name))
+        recipe[name] = False if negated else _typed(values, (host_keys or {}).get(name, Any))
     return recipe
 
 
