@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def _losses_ignored() -> bool:
     trainer = importlib.import_module("llamafactory.train.dpo.trainer")
     takes_argument = "loss_type" in inspect.signature(trainer.DPOTrainer.dpo_loss).parameters
     source = inspect.getsource(trainer.CustomDPOTrainer.compute_preference_loss)
-    return takes_argument and "loss_type=" not in source.replace(" ", "")
+    return takes_argument and not re.search(r"\bloss_type\s*=[^=]", source)
 
 
 def _ppo_refused() -> bool:

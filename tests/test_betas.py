@@ -187,18 +187,6 @@ def test_a_checkpoint_continues_identically(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_state_is_in_the_checkpoint(case):
-    """Whatever training moves must be in `state_dict`: two strategies with the same one are in the same state."""
-    strategy = perturb(build(case))
-    stateful = {key for key, value in vars(strategy).items() if isinstance(value, int) and not isinstance(value, bool)}
-    before = {key: getattr(strategy, key) for key in stateful}
-    run(strategy, 2)
-    moved = {key for key in stateful if getattr(strategy, key) != before[key]}
-    assert moved <= {"draws"}  # beta_dpo's, in the extra state
-    assert moved == ({"draws"} if CASES[case][0] == "beta_dpo" else set())
-
-
-@pytest.mark.parametrize("case", CASES)
 def test_evaluation_changes_nothing(case):
     strategy = perturb(build(case))
     run(strategy, 2)
@@ -277,7 +265,7 @@ def test_the_row_tells_the_truth(name):
 
 def test_the_tables_are_complete_and_read_only():
     assert tuple(BETAS) == BETA_MODES
-    assert tuple(ACTIVATIONS) and set(ACTIVATIONS) == set(HEAD_ACTIVATIONS)
+    assert set(ACTIVATIONS) == set(HEAD_ACTIVATIONS)
     with pytest.raises(TypeError):
         BETAS["fixed"] = BETAS["global"]
 
@@ -337,6 +325,16 @@ def test_bound_is_smooth_at_zero_and_strict_at_infinity():
     assert 0.3999 < extreme[1] < 0.4
     grid = BOUNDS.bound(torch.linspace(-8, 8, 1001, dtype=torch.float64))
     assert (grid.diff() > 0).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_exactly_zero_at_zero_whatever_the_bounds(activation):
+    """Rounding differs from bounds to bounds and from a vector's body to its tail: 100 bounds, 7 and 64 elements."""
+    generator = torch.Generator().manual_seed(0)
+    for low, beta0, high in (torch.rand(100, 3, generator=generator).sort(dim=1).values + 1e-3).tolist():
+        for size in (7, 64):
+            zeros = torch.zeros(size)
+            assert torch.equal(ACTIVATIONS[activation](zeros, Bounds(beta0, low, high)), zeros)
 
 
 def softplus_factor(u):
@@ -432,14 +430,14 @@ def test_head_reacts_to_the_prompt_after_one_step_and_not_before():
 
 @pytest.mark.parametrize("case", ["head centred", "ppl centred", "head sigmoid", "head softplus", "head relu"])
 def test_center_brings_the_geometric_mean_back_to_beta0(case):
-    """A head with a constant bias of 0.8 would hold beta at about 0.1 e^0.75; centred, its mean is back in 100 steps."""
+    """A head with a constant bias of 0.8 would hold beta at about 0.1 e^0.75; centred, its mean comes back."""
     strategy = build(case)
     strategy.center = True
     with torch.no_grad():
         strategy.head.layers[-1].bias += 0.8
     batch = features()
     first = strategy(batch).log_ratio.mean()
-    for _ in range(150):
+    for _ in range(80):
         last = strategy(batch).log_ratio.mean()
     assert first > (0.05 if case.startswith("ppl") else 0.2)
     assert abs(last) < 0.01
@@ -627,7 +625,8 @@ def test_epsilon_dpo_worked_by_hand():
     """beta 0.1, epsilon 0.1, steps (1, 0, -1): 0.1 / 1.1, 0.1, 0.1 / 0.9.
 
     Two micro-batches of mean step 0 and 2/3, so mean 1/3: beta becomes 0.1 / (1 + 0.1 / 3) = 0.0967742. The counts
-    then start anew: a second optimizer step without a forward changes nothing.
+    then start anew: a second optimizer step without a forward changes nothing, and after one forward of mean step 1
+    beta is divided by 1.1.
     """
     strategy = EpsilonDpo(beta0=0.1, epsilon=0.1)
     step = lambda *values: BetaFeatures(size=3, epsilon_step=torch.tensor(values))  # noqa: E731
@@ -637,6 +636,9 @@ def test_epsilon_dpo_worked_by_hand():
     assert strategy.beta.item() == pytest.approx(0.0967742, rel=1e-6)
     strategy.after_optimizer_step(lambda tensor: tensor)
     assert strategy.beta.item() == pytest.approx(0.0967742, rel=1e-6)
+    strategy(step(1, 1, 1))
+    strategy.after_optimizer_step(lambda tensor: tensor)
+    assert strategy.beta.item() == pytest.approx(0.0967742 / 1.1, rel=1e-6)
 
 
 def test_epsilon_dpo_averages_over_ranks():

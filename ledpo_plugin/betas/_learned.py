@@ -4,6 +4,7 @@ A bare head on -LS(beta D) has no optimum: its gradient, -D s(-beta D), pushes b
 positive and to 0 where it is not. Hence the smooth bounds, the penalty on `log_ratio` (the trainer's) and `center`.
 """
 
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -148,7 +149,7 @@ class Head(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
-        for size_in, size_out in zip((hidden_size, *widths[:-1]), widths, strict=True):
+        for size_in, size_out in pairwise((hidden_size, *widths)):
             layers += [_linear(size_in, size_out), nn.GELU()]
             # As nn.Linear draws its weights, but from our own generator.
             nn.init.kaiming_uniform_(layers[-2].weight, a=5**0.5, generator=generator)

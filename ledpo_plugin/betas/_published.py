@@ -98,7 +98,7 @@ class BetaDpo(BetaStrategy):
         # The CPU generator reads 32 bits of its seed; the odd factor spreads neighbouring seeds over them.
         generator = torch.Generator().manual_seed((self.seed * 2654435761 + self.draws) % 2**32)
         self.draws += 1
-        noise = -torch.empty(total).exponential_(generator=generator).log()
+        noise = -torch.empty(total, dtype=torch.float32).exponential_(generator=generator).log()
         distance = (margins - self.mean) / self.deviation.clamp(min=_SMALLEST_DEVIATION)
         # non_blocking: the small copy is staged at once, the host does not wait for the device.
         scores = noise.to(margins.device, non_blocking=True) - 0.5 * distance.square()

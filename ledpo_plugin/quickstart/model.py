@@ -111,9 +111,7 @@ def move_into_place(made: Path, folder: Path) -> None:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write tokenizer and float32 weights of a GGUF file as a Hugging Face folder."""
     if find_spec("gguf") is None:
-        raise ModelError(
-            'The package gguf is missing: run `make setup`, or `pip install "ledpo-plugin[quickstart]"`.'
-        )
+        raise ModelError('The package gguf is missing: run `make setup`, or `pip install "ledpo-plugin[quickstart]"`.')
     import torch
     from transformers import AutoModelForCausalLM
 

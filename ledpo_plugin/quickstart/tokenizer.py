@@ -13,7 +13,7 @@ BEGIN, END, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 ROUND_TRIPS = {
     "spaces": "One space,  two spaces,   three;\ta tab,\n\na blank line, and a space at the end ",
     "digits": "In 2024, 3.14159 x 10^8 is 314159000; call 0042 before 17:30.",
-    "code": "def area(r: float) -> float:\n    return 3.14 * r**2  # m²\n\nif __name__ == '__main__':\n\tprint(area(2))",
+    "code": "def area(r: float) -> float:\n    return 3.14 * r**2  # m²\n\nif True:\n\tprint(area(2))",
     "Chinese": "你好，世界！人工智能正在改变我们的生活。",
     "emoji": "Well done 🎉 👍🏽 👩‍👩‍👧 ❤️",
 }
@@ -43,9 +43,7 @@ def rebuild(metadata: Mapping[str, Any]) -> Any:
 
     kind = (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"])
     if kind != ("gpt2", "smollm"):
-        raise TokenizerError(
-            f"The GGUF file holds a tokenizer of kind {kind}; only ('gpt2', 'smollm') is known here."
-        )
+        raise TokenizerError(f"The GGUF file holds a tokenizer of kind {kind}; only ('gpt2', 'smollm') is known here.")
     tokens = metadata["tokenizer.ggml.tokens"]
     special = [t for t, k in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True) if k == CONTROL]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
