@@ -6,7 +6,7 @@ from pathlib import Path
 
 # transformers writes this file last, so a checkpoint without it (or with half of it) is not whole.
 LAST_FILE = "trainer_state.json"
-SET_ASIDE = ".incomplete"
+SET_ASIDE = "incomplete-"
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -19,9 +19,10 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def set_aside_incomplete(output_dir: str | None) -> list[Path]:
-    """Rename every half-written `checkpoint-N` of `output_dir` to `checkpoint-N.incomplete`; return the old paths.
+    """Rename every half-written `checkpoint-N` of `output_dir` to `incomplete-checkpoint-N`; return the old paths.
 
-    The host resumes from the highest N it sees, whole or not; renamed, a broken one is not seen and not lost.
+    The host resumes from the highest N it sees, whole or not, and counts whatever starts with "checkpoint-" against
+    save_total_limit; renamed, a broken one is not seen and not lost.
     """
     folder = Path(output_dir) if output_dir else None
     if folder is None or not folder.is_dir():
@@ -29,7 +30,7 @@ def set_aside_incomplete(output_dir: str | None) -> list[Path]:
     moved = []
     for checkpoint in sorted(folder.iterdir()):
         if re.fullmatch(r"checkpoint-\d+", checkpoint.name) and not is_complete(checkpoint):
-            target = checkpoint.with_name(checkpoint.name + SET_ASIDE)
+            target = checkpoint.with_name(SET_ASIDE + checkpoint.name)
             while target.exists():
                 target = target.with_name(target.name + "~")
             try:

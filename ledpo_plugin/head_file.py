@@ -22,7 +22,9 @@ class HeadFileError(ValueError):
     """A beta head on disk is missing, damaged or made for another model or setting."""
 
 
-def head_config(args: LedpoArguments, *, beta0: float, loss: str, hidden_size: int, model: str) -> dict[str, Any]:
+def head_config(
+    args: LedpoArguments, *, beta0: float, loss: str, hidden_size: int, model: str, seed: int
+) -> dict[str, Any]:
     """Return what must be known to build the strategy again and to see whether it fits."""
     return {
         "format": FORMAT,
@@ -31,6 +33,7 @@ def head_config(args: LedpoArguments, *, beta0: float, loss: str, hidden_size: i
         "pref_loss": loss,
         "hidden_size": hidden_size,
         "model": model,
+        "seed": seed,
         "arguments": {item.name: getattr(args, item.name) for item in fields(LedpoArguments)},
     }
 
@@ -39,7 +42,9 @@ def build_strategy(config: dict[str, Any]) -> BetaStrategy:
     """Build the strategy that `config` (see `head_config`) describes, freshly initialised."""
     row = lookup(BETAS, "beta_mode", config["beta_mode"])
     args = LedpoArguments(**config["arguments"])
-    return row.cls.from_arguments(args, beta0=config["beta0"], hidden_size=config["hidden_size"])
+    return row.cls.from_arguments(
+        args, beta0=config["beta0"], hidden_size=config["hidden_size"], seed=config["seed"]
+    )
 
 
 def _write(path: Path, write) -> None:
@@ -66,7 +71,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format", "beta_mode", "beta0", "hidden_size", "arguments"} - set(config)
+        missing = {"format", "beta_mode", "beta0", "hidden_size", "seed", "arguments"} - set(config)
     except (OSError, ValueError, TypeError) as error:
         raise HeadFileError(f"{path} cannot be read ({error}). Point to the folder of a run of a LEDPO stage.") from None
     if missing or config["format"] != FORMAT:

@@ -89,6 +89,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         loss=loss.name,
         hidden_size=model.config.get_text_config().hidden_size,
         model=model_args.model_name_or_path,
+        seed=training_args.seed,
     )
     strategy = build_strategy(config)
     if finetuning_args.beta_head_path:

@@ -14,7 +14,7 @@ import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # the order of additions, and so the last bits, depend on it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads; bits depend on their number
 
 WORDS = (
     "river stone light garden winter bridge copper signal window paper engine cloud forest answer question number "
@@ -171,9 +171,11 @@ def train(recipe: dict[str, Any]) -> Path:
 
 def cli(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run the stock `llamafactory-cli` in a process of its own."""
-    command = [str(Path(sys.executable).parent / "llamafactory-cli"), *arguments]
+    bin_folder = str(Path(sys.executable).parent)
+    path = {"PATH": bin_folder + os.pathsep + os.environ["PATH"]}  # the host starts `torchrun` by name
+    command = [f"{bin_folder}/llamafactory-cli", *arguments]
     return subprocess.run(
-        command, env=os.environ | (env or {}), capture_output=True, text=True, timeout=timeout, check=False
+        command, env=os.environ | path | (env or {}), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -35,9 +35,16 @@ def _tell_after_execution(loader) -> None:
 
     def exec_module(module):
         execute(module)
-        from ledpo_plugin.host import on_host_module
+        try:
+            from ledpo_plugin.host import on_host_module
 
-        on_host_module(module)
+            on_host_module(module)
+        except Exception as error:  # the host must go on working; its stock stages do not need the plugin
+            print(
+                f"ledpo-plugin could not be set up ({type(error).__name__}: {error}); the LEDPO stages are not "
+                "available in this process, stock stages are not affected. See `ledpo doctor`.",
+                file=sys.stderr,
+            )
 
     loader.exec_module = exec_module
 
