@@ -112,9 +112,7 @@ def beta_of_prompts(run_dir: str | Path, prompts: Sequence[str], batch_size: int
         part = list(prompts[start : start + batch_size])
         ids = [_encode(prompt, tokenizer, template) for prompt in part]
         output = forward_rows(model, _pad(ids, tokenizer, model.device), wants=strategy.needs)
-        features = BetaFeatures(
-            size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False
-        )
+        features = BetaFeatures(size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False)
         for prompt, tokens, beta in zip(part, ids, strategy(features).beta.tolist(), strict=True):
             rows.append({"prompt": prompt, "beta": beta, "prompt_tokens": len(tokens)})
     return rows

@@ -68,9 +68,7 @@ class BetaTraining(TrainerCallback):
     def _step(self) -> None:
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        flat = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters]
-        )
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters])
         flat = mean_over_ranks(flat / scale if scale != 1.0 else flat)
         sizes = [p.numel() for p in self.parameters]
         for parameter, part in zip(self.parameters, flat.split(sizes), strict=True):

@@ -61,7 +61,9 @@ HOST_BUGS = (
     ),
     HostBug("stage ppo stops with an ImportError (it asks for an older trl)", _ppo_refused, "none yet"),
     HostBug(".json recipes crash on reading", _json_recipes_crash, "write recipes as YAML"),
-    HostBug("the installed trl is outside what LLaMA-Factory asks for", _unchecked_trl, "pip install a trl in its range"),
+    HostBug(
+        "the installed trl is outside what LLaMA-Factory asks for", _unchecked_trl, "pip install a trl in its range"
+    ),
 )
 
 

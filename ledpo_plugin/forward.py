@@ -1,6 +1,9 @@
-"""One pass of a causal model over a batch of rows: log-probabilities of the responses and what a strategy asks for."""
+"""One pass of a causal model over a batch: log-probabilities of the responses and what a strategy asks for.
 
-import inspect
+Two ways, the same numbers. With a plan (see `plans`) the output layer runs at the planned positions only. Without,
+the model returns logits everywhere, as in LLaMA-Factory's own stages: the plain way that the other is checked against.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,36 +11,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .logps import IGNORE, first_label, prompt_nll, response_entropy, sum_logps, token_logps
+from .betas import mixture_token_logps
+from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
+from .plans import PREFIX, Plan
+from .scoring import scoring
+from .shared_prompt import PAIR, PART, attention_of
 
-# Keys that the collator adds for this module; the model never sees them.
-KEEP_FROM = "ledpo_keep_from"
+NOT_FOR_THE_MODEL = ("labels", PAIR, PART)
 
 
 @dataclass(frozen=True)
 class RowOutput:
-    """What a pass gives for `R` rows; a field that was not asked for is None."""
+    """What a pass gives for `R` responses with `N` tokens in all; a field that was not asked for is None."""
 
     logps: Tensor  # [R], summed over the response
     lengths: Tensor  # [R], response tokens
     hidden: Tensor | None = None  # [R, d], last prompt token, detached fp32
     prompt_nll: Tensor | None = None  # [R], detached
     entropy: Tensor | None = None  # [R], detached
-    logits: Tensor | None = None  # [R, K, V], detached
-    labels: Tensor | None = None  # [R, K], the labels that `logits` predict
+    logits: Tensor | None = None  # [N, V], detached fp32
+    mixtures: tuple[Tensor, Tensor] | None = None  # two of [R]: epsilon-DPO's sums under (up, down) mixtures, detached
 
 
-def add_keep_from(batch: dict[str, Any], labels_key: str = "labels", prefix: str = "") -> None:
-    """Note in the batch, on the CPU where it was collated, the first position whose logits are needed."""
-    first = int(first_label(batch[labels_key]).min())
-    batch[prefix + KEEP_FROM] = max(first - 1, 0)
+@dataclass(frozen=True)
+class Mixture:
+    """epsilon-DPO's question to the policy's pass: log-probabilities under logits mixed with the reference's."""
+
+    reference_logits: Tensor  # [N, V]
+    epsilon: float
 
 
 def output_layer(model: nn.Module) -> nn.Module:
     """Return the layer whose input is the last hidden state.
 
     Raises:
-        ValueError: the model has none, so no head can read its hidden state.
+        ValueError: the model has none, so neither its hidden state nor single positions can be read.
     """
     inner = model
     while not hasattr(inner, "get_output_embeddings") and hasattr(inner, "module"):
@@ -51,69 +59,104 @@ def output_layer(model: nn.Module) -> nn.Module:
     return layer
 
 
-def _takes_logits_to_keep(model: nn.Module) -> bool:
-    inner = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
-
-
 def forward_rows(
     model: nn.Module,
     batch: Mapping[str, Any],
     *,
     wants: frozenset[str] = frozenset(),
     ld_alpha: float | None = None,
+    mixture: Mixture | None = None,
 ) -> RowOutput:
-    """Run `model` over the rows of `batch` and return log-probabilities and the other wanted quantities.
+    """Run `model` over `batch` and return log-probabilities and the other wanted quantities.
 
     Args:
         model: a causal language model, wrapped or not.
-        batch: model inputs, `labels` and, optionally, `KEEP_FROM`.
+        batch: model inputs with a plan, or with `labels`.
         wants: of "hidden", "prompt_nll", "entropy", "logits".
         ld_alpha: see `sum_logps`.
+        mixture: ask for `mixtures` too.
     """
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", KEEP_FROM)}
-    labels = batch["labels"]
-    keep_from = batch.get(KEEP_FROM, 0) if _takes_logits_to_keep(model) else 0
-    if "prompt_nll" in wants:
-        keep_from = 0  # the prompt's own tokens are predicted too
-    if keep_from:
-        inputs["logits_to_keep"] = labels.shape[1] - keep_from
-    first = first_label(labels)
+    plan = Plan.from_batch(batch)
+    inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL and not k.startswith(PREFIX)}
+    if PAIR in batch:
+        inputs["attention_mask"] = attention_of(batch[PAIR], batch[PART], model)
+    inputs |= {"return_dict": True, "use_cache": False}
+    if plan is None:
+        return _plain(model, inputs, batch["labels"], wants, ld_alpha, mixture)
+    return _planned(model, inputs, plan, wants, ld_alpha, mixture)
+
+
+def _planned(model, inputs, plan: Plan, wants, ld_alpha, mixture) -> RowOutput:
+    def mix(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return mixture_token_logps(logits, mixture.reference_logits[part], plan.target[part], mixture.epsilon)
+
+    with scoring(output_layer(model), plan, wants, mix if mixture else None) as scores:
+        model(**inputs)
+    if scores.token_logps is None:
+        raise ValueError(
+            f"{type(model).__name__} did not call its output layer, so its predictions cannot be read at single "
+            "positions. Set disable_response_logits: true."
+        )
+    lengths = (plan.place < plan.target.shape[0]).sum(1)
+    return RowOutput(
+        logps=sum_logps(_rows(scores.token_logps, plan.place), lengths, ld_alpha),
+        lengths=lengths,
+        hidden=scores.hidden,
+        prompt_nll=None if scores.prompt_logps is None else -_mean(scores.prompt_logps, plan.prompt_place),
+        entropy=None if scores.entropy is None else _mean(scores.entropy, plan.place),
+        logits=scores.logits,
+        mixtures=None
+        if scores.mixtures is None
+        else tuple(_rows(values, plan.place).sum(1) for values in scores.mixtures),
+    )
+
+
+def _rows(values: Tensor, place: Tensor) -> Tensor:
+    """Return `[R, L]` from `[N]`: every response's values from its first token on, 0 behind its end."""
+    return torch.cat([values, values.new_zeros(1)])[place]
+
+
+def _mean(values: Tensor, place: Tensor) -> Tensor:
+    return _rows(values, place).sum(1) / (place < values.shape[0]).sum(1).clamp(min=1)
+
+
+def _plain(model, inputs, labels: Tensor, wants, ld_alpha, mixture) -> RowOutput:
     captured: list[Tensor] = []
     hook = None
     if "hidden" in wants:
         hook = output_layer(model).register_forward_pre_hook(lambda _, args: captured.append(args[0].detach()))
     try:
-        logits = model(**inputs, return_dict=True, use_cache=False).logits
+        logits = model(**inputs).logits
     finally:
         if hook is not None:
             hook.remove()
-    if logits.shape[1] != labels.shape[1] - keep_from:
-        raise ValueError(
-            f"The model returned logits for {logits.shape[1]} positions, {labels.shape[1] - keep_from} were expected."
-        )
-    shifted, targets = logits[:, :-1], labels[:, keep_from + 1 :]
-    hidden = None
-    if captured:
-        rows = torch.arange(labels.shape[0], device=labels.device)
-        hidden = captured[-1][rows, (first - 1 - keep_from).clamp(min=0)].float()
+    shifted, targets = logits[:, :-1], labels[:, 1:]
+    first = first_label(labels)
     with torch.no_grad():
-        nll = (
-            prompt_nll(logits, inputs["input_ids"], inputs["attention_mask"], first)
-            if "prompt_nll" in wants
-            else None
-        )
-        entropy = response_entropy(shifted, targets) if "entropy" in wants else None
+        extra: dict[str, Any] = {}
+        if captured:
+            rows = torch.arange(labels.shape[0], device=labels.device)
+            extra["hidden"] = captured[-1][rows, (first - 1).clamp(min=0)].float()
+        if "prompt_nll" in wants:
+            extra["prompt_nll"] = prompt_nll(logits, inputs["input_ids"], inputs["attention_mask"], first)
+        if "entropy" in wants:
+            extra["entropy"] = response_entropy(shifted, targets)
+        if "logits" in wants:
+            extra["logits"] = shifted[targets != IGNORE].float()
+        if mixture is not None:
+            extra["mixtures"] = _plain_mixtures(shifted, targets, mixture)
     return RowOutput(
-        logps=sum_logps(token_logps(shifted, targets), targets, ld_alpha),
-        lengths=(labels[:, 1:] != IGNORE).sum(1),
-        hidden=hidden,
-        prompt_nll=nll,
-        entropy=entropy,
-        logits=shifted.detach() if "logits" in wants else None,
-        labels=targets if "logits" in wants else None,
+        logps=sum_logps(left_aligned(token_logps(shifted, targets), targets), (targets != IGNORE).sum(1), ld_alpha),
+        lengths=(targets != IGNORE).sum(1),
+        **extra,
     )
+
+
+def _plain_mixtures(logits: Tensor, targets: Tensor, mixture: Mixture) -> tuple[Tensor, ...]:
+    place = targets != IGNORE
+    sums = []
+    for values in mixture_token_logps(logits[place].float(), mixture.reference_logits, targets[place], mixture.epsilon):
+        rows = torch.zeros_like(targets, dtype=values.dtype)
+        rows[place] = values
+        sums.append(rows.sum(1))
+    return tuple(sums)

@@ -42,9 +42,7 @@ def build_strategy(config: dict[str, Any]) -> BetaStrategy:
     """Build the strategy that `config` (see `head_config`) describes, freshly initialised."""
     row = lookup(BETAS, "beta_mode", config["beta_mode"])
     args = LedpoArguments(**config["arguments"])
-    return row.cls.from_arguments(
-        args, beta0=config["beta0"], hidden_size=config["hidden_size"], seed=config["seed"]
-    )
+    return row.cls.from_arguments(args, beta0=config["beta0"], hidden_size=config["hidden_size"], seed=config["seed"])
 
 
 def _write(path: Path, write) -> None:
@@ -73,7 +71,9 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         missing = {"format", "beta_mode", "beta0", "hidden_size", "seed", "arguments"} - set(config)
     except (OSError, ValueError, TypeError) as error:
-        raise HeadFileError(f"{path} cannot be read ({error}). Point to the folder of a run of a LEDPO stage.") from None
+        raise HeadFileError(
+            f"{path} cannot be read ({error}). Point to the folder of a run of a LEDPO stage."
+        ) from None
     if missing or config["format"] != FORMAT:
         raise HeadFileError(f"{path} is not a beta head of format {FORMAT} (missing: {sorted(missing)}).")
     return config

@@ -61,9 +61,7 @@ class LedpoArguments:
         choices=HEAD_SOURCES,
         modes=HEAD_MODES,
     )
-    beta_head_widths: str = _key(
-        "128", "Widths of the head's hidden layers, separated by commas.", modes=HEAD_MODES
-    )
+    beta_head_widths: str = _key("128", "Widths of the head's hidden layers, separated by commas.", modes=HEAD_MODES)
     beta_head_activation: str = _key(
         "exp_tanh",
         "Map from the head's output to beta / pref_beta: exp_tanh, sigmoid, softplus or relu.",
@@ -76,9 +74,7 @@ class LedpoArguments:
     freeze_policy: bool = _key(
         False, "Train beta alone, on the margins of a policy that stays as it is.", modes=LEARNED_MODES
     )
-    beta_ppl_power: int = _key(
-        1, "Power of the prompt's perplexity in beta: 1 or -1.", choices=(1, -1), modes=("ppl",)
-    )
+    beta_ppl_power: int = _key(1, "Power of the prompt's perplexity in beta: 1 or -1.", choices=(1, -1), modes=("ppl",))
     beta_ppl_epsilon: float = _key(
         0.1, "Share of beta that the network may move in ppl mode.", low=0.0, high=0.99, modes=("ppl",)
     )
@@ -94,6 +90,12 @@ class LedpoArguments:
     )
     mallows_phi: float = _key(
         0.29, "MallowsPO: scale phi* of the negative log dispersion.", low=0.0, open_low=True, modes=("mallows",)
+    )
+    disable_shared_prompt: bool = _key(
+        False, "Give each answer a row of its own, its prompt computed twice, as LLaMA-Factory's own stages do."
+    )
+    disable_response_logits: bool = _key(
+        False, "Compute the logits of every position, as LLaMA-Factory's own stages do (rows of their own, too)."
     )
     discopop_tau: float = _key(
         0.05, "DiscoPOP: temperature of the modulation.", low=0.0, open_low=True, losses=("discopop",)

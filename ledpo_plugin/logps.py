@@ -33,20 +33,30 @@ def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
     return (picked - logits.logsumexp(2)) * (labels != IGNORE)
 
 
-def sum_logps(per_token: Tensor, labels: Tensor, ld_alpha: float | None = None) -> Tensor:
-    """Sum token log-probabilities per row `[R]`.
+def sum_logps(per_token: Tensor, lengths: Tensor, ld_alpha: float | None = None) -> Tensor:
+    """Sum token log-probabilities per response `[R]`.
 
-    With `ld_alpha`, LD-DPO (arXiv:2409.06411, eq. 9): the tokens of a row beyond the length of its pair's shorter
-    response count `ld_alpha` times; rows are `[chosen; rejected]`, halves of equal size.
+    With `ld_alpha`, LD-DPO (arXiv:2409.06411, eq. 9): the tokens of a response beyond the length of its pair's
+    shorter one count `ld_alpha` times; rows are `[chosen; rejected]`, halves of equal size.
+
+    Args:
+        per_token: `[R, L]`, each response from its first token on, 0 behind its end.
+        lengths: `[R]`, tokens of each response.
+        ld_alpha: weight of the tokens beyond the common length; None: 1.
     """
     if ld_alpha is None:
         return per_token.sum(1)
-    mask = labels != IGNORE
-    lengths = mask.sum(1)
     half = lengths.shape[0] // 2
     common = torch.minimum(lengths[:half], lengths[half:]).repeat(2)
-    index = mask.int().cumsum(1) - 1  # place of each token within its response
+    index = torch.arange(per_token.shape[1], device=per_token.device)
     return torch.where(index < common.unsqueeze(1), per_token, ld_alpha * per_token).sum(1)
+
+
+def left_aligned(per_token: Tensor, labels: Tensor) -> Tensor:
+    """Return `per_token` `[R, K]` with each row's response (one run of labels) moved to the row's start."""
+    width = per_token.shape[1]
+    columns = torch.arange(width, device=labels.device) + (labels != IGNORE).int().argmax(1).unsqueeze(1)
+    return per_token.gather(1, columns.clamp(max=width - 1)) * (columns < width)
 
 
 def prompt_nll(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, first: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def without_secrets(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def write_record(folder: str | Path, *, recipe: Mapping[str, Any], added: Mapping[str, Any], **facts: Any) -> None:
     """Write the record of a run into `folder`: the recipe as given, the values added to it, versions and facts."""
     record = {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": without_secrets(recipe),
         "recipe_sha256": recipe_hash(recipe),
         "resolved": dict(added),

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import is_fsdp_enabled
 
 from .beta_training import BetaTraining, mean_over_ranks
-from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps, mixture_token_logps
-from .forward import KEEP_FROM, RowOutput, forward_rows
+from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
+from .forward import Mixture, RowOutput, forward_rows
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
 from .hparams import LEARNED_MODES
-from .logps import IGNORE
+from .layout import decide
 from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics
+from .plans import PREFIX
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -34,6 +37,11 @@ def _without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+def _weights_are_elsewhere() -> bool:
+    """Return whether this process holds no whole model before training: ZeRO-3, or FSDP loading on rank 0 alone."""
+    return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 
 
 class PreferenceTrainer(Trainer):
@@ -77,6 +85,10 @@ class PreferenceTrainer(Trainer):
             self.add_callback(pieces().SaveProcessorCallback(processor))
         if finetuning_args.use_badam:
             self._use_badam()
+        self._decide_layout()
+
+    def _decide_layout(self) -> None:
+        """Nothing to decide; pairs may be laid out faster."""
 
     def _use_badam(self) -> None:
         from types import MethodType
@@ -107,9 +119,11 @@ class PreferenceTrainer(Trainer):
     def _needs_reference(self) -> bool:
         return self.loss.needs_reference or self.strategy.needs_reference
 
-    def _policy_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
+    def _policy_rows(
+        self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str], mixture: Mixture | None = None
+    ) -> RowOutput:
         with torch.no_grad() if self.finetuning_args.freeze_policy else nullcontext():
-            return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha)
+            return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha, mixture=mixture)
 
     def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
         """Run the reference: a model of its own, or the policy with its adapter switched off.
@@ -127,7 +141,7 @@ class PreferenceTrainer(Trainer):
         wants = needs & {"hidden", "prompt_nll"} if source == self.finetuning_args.beta_head_source else set()
         if source == "reference" and "reference_entropy" in needs:
             wants = wants | {"entropy"}
-        if "epsilon_step" in needs:
+        if source == "reference" and "epsilon_step" in needs:
             wants = wants | {"logits"}
         return frozenset(wants)
 
@@ -226,7 +240,11 @@ class PreferenceTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._require_finite()
-        output.metrics.update({f"{prefix}_{key}": value for key, value in self._summary(self._take("eval")).items()})
+        columns = self._take("eval")
+        if columns:
+            # The mean over examples; the host's own is over batches, of which the last is smaller than the others.
+            output.metrics[f"{prefix}_loss"] = columns["losses"].mean().item()
+            output.metrics.update({f"{prefix}_{key}": value for key, value in self._summary(columns).items()})
         return output
 
     def _require_finite(self) -> None:
@@ -267,13 +285,29 @@ class PreferenceTrainer(Trainer):
 
 
 class PairTrainer(PreferenceTrainer):
-    """Trains on pairs: rows come as `[chosen; rejected]`."""
+    """Trains on pairs: results come as `[chosen; rejected]`."""
+
+    def _decide_layout(self) -> None:
+        args, log = self.finetuning_args, pieces().logging.get_logger("llamafactory.ledpo").info_rank0
+        data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        data = next(iter(data.values())) if isinstance(data, dict) else data
+        if args.disable_response_logits or not hasattr(data, "__getitem__"):
+            return
+        if _weights_are_elsewhere():
+            log("Logits at response positions only, shared prompts: not used, as the weights are not whole to try it.")
+            return
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        sample = [data[i] for i in range(min(2, len(data)))]
+        for note in decide(models, self.data_collator, sample, planned=True, shared=not args.disable_shared_prompt):
+            log(note)
 
     def batch_loss(self, model, batch, training):
-        policy = self._policy_rows(model, batch, self._wants("policy"))
-        reference = None
+        reference, mixture = None, None
         if self._needs_reference():
             reference = self._reference_rows(model, batch, self._wants("reference"))
+        if "epsilon_step" in self.strategy.needs:
+            mixture = Mixture(reference.logits, self.finetuning_args.epsilon_dpo_epsilon)
+        policy = self._policy_rows(model, batch, self._wants("policy"), mixture)
         logps = self._pair_logps(policy, reference)
         with torch.no_grad():
             features = self._features(logps, policy, reference, training)
@@ -330,30 +364,20 @@ class PairTrainer(PreferenceTrainer):
             prompt_nll=source.prompt_nll[:size] if "prompt_nll" in needs else None,
             margin=self._beta_free_margin(logps) if "margin" in needs else None,
             reference_entropy=entropy,
-            epsilon_step=self._epsilon_step(policy, reference) if "epsilon_step" in needs else None,
+            epsilon_step=self._epsilon_step(policy) if "epsilon_step" in needs else None,
             gather=self.accelerator.gather,
             rank=self.accelerator.process_index,
             training=training,
         )
 
-    def _epsilon_step(self, policy: RowOutput, reference: RowOutput) -> Tensor:
-        """Return epsilon-DPO's step `[B]` in {-1, 0, 1} from the logits of both models."""
-        place = policy.labels != IGNORE
-        labels = policy.labels[place]
-        per_token = mixture_token_logps(
-            policy.logits[place].float(),
-            reference.logits[place].float(),
-            labels,
-            self.finetuning_args.epsilon_dpo_epsilon,
+    @staticmethod
+    def _epsilon_step(policy: RowOutput) -> Tensor:
+        """Return epsilon-DPO's step `[B]` in {-1, 0, 1}."""
+        up, now, down = (
+            chosen - rejected
+            for chosen, rejected in map(_split, (policy.mixtures[0], policy.logps, policy.mixtures[1]))
         )
-        gaps = []
-        for values in per_token:
-            rows = torch.zeros_like(policy.labels, dtype=values.dtype)
-            rows[place] = values
-            chosen, rejected = _split(rows.sum(1))
-            gaps.append(chosen - rejected)
-        chosen, rejected = _split(policy.logps.detach())
-        return epsilon_steps(gaps[0], chosen - rejected, gaps[1])
+        return epsilon_steps(up, now.detach(), down)
 
     def _delta(self, logps: PairLogps, beta: BetaOutput, training: bool) -> dict[str, Tensor]:
         return {"delta": self._reward_mean(logps, beta, training)} if self.loss.running_reward_mean else {}
@@ -426,7 +450,7 @@ class UnpairedTrainer(PreferenceTrainer):
     @staticmethod
     def _mismatched(batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch of the same prompts with their neighbours' answers; images and the like are shared."""
-        rows = {"input_ids", "attention_mask", "labels", "token_type_ids", "cross_attention_mask", KEEP_FROM}
+        rows = {"input_ids", "attention_mask", "labels", "token_type_ids", "cross_attention_mask"}
         rows |= {"position_ids", "rope_deltas"}  # of the answers' own lengths; the model makes them anew
-        shared = {key: v for key, v in batch.items() if not key.startswith("kl_") and key not in rows}
+        shared = {k: v for k, v in batch.items() if not k.startswith(("kl_", PREFIX)) and k not in rows}
         return shared | {key.removeprefix("kl_"): value for key, value in batch.items() if key.startswith("kl_")}

@@ -3,29 +3,34 @@
 from typing import Any
 
 from .data_checks import drop_unusable
-from .forward import add_keep_from
 from .head_file import build_strategy, head_config, load_head
 from .host import pieces
+from .layout import Batches
 from .losses import LOSSES
 from .run_record import write_record
+from .shared_prompt import Costs
 from .trainer import PairTrainer, UnpairedTrainer
 
 PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
 
 
-def _collator(data: str, iterable: bool, **kwargs: Any):
+def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> Batches:
     host = pieces()
-    collate = (host.PairCollator if data == "pairs" else host.UnpairedCollator)(**kwargs)
-
-    def collator(features):
-        batch = collate(features)
-        if not iterable:  # batches of an iterable dataset are joined across ranks, which takes tensors only
-            add_keep_from(batch)
-            if data == "unpaired":
-                add_keep_from(batch, "kl_labels", "kl_")
-        return batch
-
-    return collator
+    tokenizer = tokenizer_module["tokenizer"]
+    collate = (host.PairCollator if loss.data == "pairs" else host.UnpairedCollator)(
+        template=template,
+        model=model,
+        pad_to_multiple_of=8,
+        label_pad_token_id=host.IGNORE_INDEX if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
+        **tokenizer_module,
+    )
+    return Batches(
+        collate=collate,
+        data=loss.data,
+        pad_id=tokenizer.pad_token_id or 0,
+        costs=Costs.of(model.config),
+        prompts="prompt_nll" in strategy.needs,
+    )
 
 
 def _reference(model: Any, model_args, training_args, finetuning_args, needed: bool) -> Any | None:
@@ -78,9 +83,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
     )
     for split in ("train_dataset", "eval_dataset"):
         if dataset_module.get(split) is not None:
-            dataset_module[split] = drop_unusable(
-                dataset_module[split], split.removesuffix("_dataset"), loss.data, log
-            )
+            dataset_module[split] = drop_unusable(dataset_module[split], split.removesuffix("_dataset"), loss.data, log)
     model = host.load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
 
     config = head_config(
@@ -105,17 +108,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         finetuning_args=finetuning_args,
         strategy=strategy,
         head_config=config,
-        data_collator=_collator(
-            loss.data,
-            iterable=data_args.streaming,
-            template=template,
-            model=model,
-            pad_to_multiple_of=8,
-            label_pad_token_id=host.IGNORE_INDEX
-            if data_args.ignore_pad_token_for_loss
-            else tokenizer.pad_token_id,
-            **tokenizer_module,
-        ),
+        data_collator=_collator(loss, data_args, strategy, model, template, tokenizer_module),
         callbacks=callbacks,
         **dataset_module,
         **tokenizer_module,

@@ -79,7 +79,9 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def _train(python: Path, recipe: str) -> subprocess.CompletedProcess:
-    code = "import sys; sys.argv = ['llamafactory-cli', 'train', sys.argv[1]]; from llamafactory.cli import main; main()"
+    code = (
+        "import sys; sys.argv = ['llamafactory-cli', 'train', sys.argv[1]]; from llamafactory.cli import main; main()"
+    )
     return subprocess.run(
         [str(python), "-c", code, recipe], capture_output=True, text=True, check=False, cwd=Path(recipe).parent
     )

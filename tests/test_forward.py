@@ -5,8 +5,10 @@ import torch
 from llamafactory.train.trainer_utils import get_batch_logps
 from transformers import AutoModelForCausalLM
 
-from ledpo_plugin.forward import KEEP_FROM, add_keep_from, forward_rows
-from ledpo_plugin.logps import IGNORE, first_label, prompt_nll, response_entropy, sum_logps, token_logps
+from ledpo_plugin.forward import Mixture, forward_rows
+from ledpo_plugin.logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
+from ledpo_plugin.plans import plan_of_rows
+from ledpo_plugin.shared_prompt import Costs, arrange, shared_batch
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def test_log_probabilities_equal_the_host_s(ld_alpha):
     logits = torch.randn(4, batch["labels"].shape[1], 259, generator=torch.Generator().manual_seed(1)).double()
     expected, lengths = get_batch_logps(logits, batch["labels"], ld_alpha=ld_alpha)
     labels = batch["labels"][:, 1:]
-    got = sum_logps(token_logps(logits[:, :-1], labels), labels, ld_alpha)
+    aligned = left_aligned(token_logps(logits[:, :-1], labels), labels)
+    got = sum_logps(aligned, (labels != IGNORE).sum(1), ld_alpha)
     torch.testing.assert_close(got, expected.float(), rtol=1e-5, atol=1e-5)
     assert lengths.tolist() == [4, 3, 7, 2]
 
@@ -58,16 +61,116 @@ def test_the_hidden_state_is_that_of_the_last_prompt_token_and_knows_nothing_of_
     torch.testing.assert_close(forward_rows(model, other, wants=frozenset({"hidden"})).hidden, hidden)
 
 
-def test_logits_before_the_responses_are_not_needed(model):
-    batch = _batch(pad=256)
-    whole = forward_rows(model, batch, wants=frozenset({"hidden"}))
-    add_keep_from(batch)
-    assert batch[KEEP_FROM] == 4
-    part = forward_rows(model, batch, wants=frozenset({"hidden", "logits"}))
-    assert part.logits.shape[1] == batch["labels"].shape[1] - 4 - 1
-    torch.testing.assert_close(part.logps, whole.logps, rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(part.hidden, whole.hidden)
-    torch.testing.assert_close(part.lengths, torch.tensor([4, 3, 7, 2]))
+EVERYTHING = frozenset({"hidden", "prompt_nll", "entropy", "logits"})
+
+
+def _features(rng_seed: int, prompts=(5, 9, 30, 1), chosen=(4, 3, 11, 6), rejected=(7, 2, 5, 6)) -> list[dict]:
+    """Tokenized pairs as the host's dataset holds them."""
+    generator = torch.Generator().manual_seed(rng_seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(1, 250, (n,), generator=generator).tolist()
+
+    rows = []
+    for p, c, r in zip(prompts, chosen, rejected, strict=True):
+        prompt = draw(p)
+        row = {}
+        for side, n in (("chosen", c), ("rejected", r)):
+            answer = draw(n)
+            row[f"{side}_input_ids"] = prompt + answer
+            row[f"{side}_labels"] = [IGNORE] * p + answer
+            row[f"{side}_attention_mask"] = [1] * (p + n)
+        rows.append(row)
+    return rows
+
+
+def _ordinary(features: list[dict]) -> dict[str, torch.Tensor]:
+    """The host's layout: one answer a row, right-padded, chosen first."""
+    rows = [
+        {kind: row[f"{side}_{kind}"] for kind in ("input_ids", "labels", "attention_mask")}
+        for side in ("chosen", "rejected")
+        for row in features
+    ]
+    width = max(len(row["input_ids"]) for row in rows) + 3
+    fill = {"input_ids": 256, "labels": IGNORE, "attention_mask": 0}
+    return {k: torch.tensor([row[k] + [v] * (width - len(row[k])) for row in rows]) for k, v in fill.items()}
+
+
+def _compare(a, b) -> None:
+    for name in ("logps", "hidden", "prompt_nll", "entropy"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-4)
+    assert a.lengths.tolist() == b.lengths.tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("ld_alpha", [None, 0.5])
+def test_all_three_layouts_give_the_same_numbers(tiny, attention, ld_alpha):
+    model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation=attention).eval()
+    features = _features(1)
+    batch = _ordinary(features)
+    plain = forward_rows(model, batch, wants=EVERYTHING, ld_alpha=ld_alpha)
+    plan = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"], prompts=True)
+    planned = forward_rows(model, batch | plan.to_batch(), wants=EVERYTHING, ld_alpha=ld_alpha)
+    shared = shared_batch(features, 256, Costs(1.0, 0.01), prompts=True)
+    together = forward_rows(model, shared, wants=EVERYTHING, ld_alpha=ld_alpha)
+    assert shared["input_ids"].numel() < batch["input_ids"].numel()
+    _compare(plain, planned)
+    _compare(plain, together)
+    torch.testing.assert_close(planned.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    mixture = Mixture(torch.randn(plain.logits.shape, generator=torch.Generator().manual_seed(2)), 0.1)
+    mixed = forward_rows(model, batch, mixture=mixture).mixtures
+    for other in (batch | plan.to_batch(), shared):
+        for a, b in zip(mixed, forward_rows(model, other, mixture=mixture).mixtures, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen_output", [True, False], ids=["LoRA", "full tuning"])
+def test_all_three_layouts_give_the_same_gradients(tiny, monkeypatch, frozen_output):
+    """With the output layer frozen the gradient is made in the forward pass; else chunks are computed again."""
+    import ledpo_plugin.scoring as scoring
+
+    monkeypatch.setattr(scoring, "CHUNK_NUMBERS", 5 * 259)  # several chunks
+    model = AutoModelForCausalLM.from_pretrained(tiny.model).double()
+    model.lm_head.weight.requires_grad_(not frozen_output)  # tied: the embedding, too
+    features = _features(1)
+    batch = _ordinary(features)
+    plan = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"])
+    weights = torch.randn(8, generator=torch.Generator().manual_seed(4))
+    gradients = []
+    for layout in (batch, batch | plan.to_batch(), shared_batch(features, 256, Costs())):
+        model.zero_grad()
+        (forward_rows(model, layout).logps * weights).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_output_layer_is_itself_again_after_a_pass(model):
+    features = _features(1)
+    forward_rows(model, shared_batch(features, 256, Costs()))
+    assert "forward" not in vars(model.lm_head)
+    with pytest.raises(IndexError):
+        forward_rows(model, shared_batch(features, 256, Costs()) | {"ledpo_plan_predict": torch.tensor([10**6])})
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_pairs_are_arranged_with_little_padding_and_the_cheaper_way():
+    lengths = [100, 200, 300, 400]
+    assert arrange(lengths, Costs(1.0, 0.0)) == [[0, 1, 2, 3]] or len(arrange(lengths, Costs(1.0, 0.0))) <= 2
+    # Attention makes long rows dear: two rows of 500 each, no padding.
+    assert sorted(map(sorted, arrange(lengths, Costs(1.0, 0.01)))) == [[0, 3], [1, 2]]
+    for costs in (Costs(1.0, 0.0), Costs(1.0, 1.0)):
+        rows = arrange([70, 333, 512, 40, 128], costs)
+        width = max(sum([70, 333, 512, 40, 128][i] for i in row) for row in rows)
+        assert 1 - sum([70, 333, 512, 40, 128]) / (len(rows) * width) <= 0.05
+
+
+def test_halves_with_different_prompts_are_not_shared():
+    features = _features(1)
+    features[0]["rejected_input_ids"][0] += 1
+    assert shared_batch(features, 256, Costs()) is None
 
 
 def test_prompt_nll_is_the_mean_over_the_prompt_s_own_tokens(model):

@@ -32,7 +32,7 @@ def test_the_stock_argument_classes_are_untouched_after_a_run(tiny, tmp_path):
 
     before = list(parser._TRAIN_ARGS)
     train(tiny.recipe(tmp_path / "run", max_steps=1))
-    assert parser._TRAIN_ARGS == before
+    assert before == parser._TRAIN_ARGS
     assert "beta_mode" not in FinetuningArguments.__dataclass_fields__
 
 

@@ -18,7 +18,11 @@ TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 @pytest.mark.parametrize(
     "changes",
-    [{"beta_mode": "head", "beta_center": True}, {"beta_mode": "beta_dpo"}, {"stage": "ledpo_kto", "beta_mode": "head"}],
+    [
+        {"beta_mode": "head", "beta_center": True},
+        {"beta_mode": "beta_dpo"},
+        {"stage": "ledpo_kto", "beta_mode": "head"},
+    ],
     ids=["head", "beta_dpo", "kto head"],
 )
 def test_two_processes_equal_one_with_the_doubled_batch(tiny, tmp_path, changes):

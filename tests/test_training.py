@@ -132,7 +132,9 @@ def test_gradient_accumulation_is_the_same_as_a_larger_batch(tiny, tmp_path):
 
 def test_the_head_is_clipped_by_itself_and_zeroed(tiny, tmp_path):
     """Halving max_grad_norm below the head's norm halves nothing else: Adam is scale-free, so look at the moments."""
-    run = train(tiny.recipe(tmp_path / "run", beta_mode="global", max_grad_norm=1e-3, save_strategy="steps", save_steps=1))
+    run = train(
+        tiny.recipe(tmp_path / "run", beta_mode="global", max_grad_norm=1e-3, save_strategy="steps", save_steps=1)
+    )
     first = load_file(run / "checkpoint-1" / "ledpo_training_state.safetensors")
     # At step 1 every margin is 0, so theta's gradient is exactly 0; from step 2 on it is not.
     assert first["0.exp_avg"].abs().max() == 0

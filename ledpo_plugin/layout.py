@@ -1,0 +1,123 @@
+"""How batches are laid out: in shared rows and with planned positions where the loaded model is seen to allow it.
+
+Nothing is assumed of a model: a small batch goes through it in the plain way and in the fast one, and what does not
+give the same log-probabilities is not used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .forward import forward_rows
+from .logps import IGNORE
+from .plans import plan_of_rows
+from .shared_prompt import Costs, shared_batch, unsuitable
+
+CHECK_PAIRS, CHECK_TOKENS = 2, 64
+Batch = dict[str, Any]
+
+
+@dataclass
+class Batches:
+    """A data collator: the host's, with plans added or replaced by shared rows.
+
+    `shared` and `planned` are decided after the model is there; `iterable` data is joined across ranks by the host's
+    loader, which plans would not survive.
+    """
+
+    collate: Callable[[Sequence[Batch]], Batch]
+    data: str  # "pairs" or "unpaired"
+    pad_id: int = 0
+    costs: Costs = Costs()  # noqa: RUF009  (frozen)
+    prompts: bool = False  # also plan the prompts' own tokens
+    shared: bool = False
+    planned: bool = False
+
+    def __call__(self, features: Sequence[Batch]) -> Batch:
+        """Return the batch of tokenized rows."""
+        if self.shared and not any(_has_media(feature) for feature in features):
+            batch = shared_batch(features, self.pad_id, self.costs, self.prompts)
+            if batch is not None:
+                return batch
+        batch = self.collate(features)
+        if self.planned:
+            self._add_plan(batch, "")
+            if self.data == "unpaired":
+                self._add_plan(batch, "kl_")
+        return batch
+
+    def _add_plan(self, batch: Batch, prefix: str) -> None:
+        keys = ("input_ids", "labels", "attention_mask")
+        plan = plan_of_rows(*(batch[prefix + key] for key in keys), prompts=self.prompts and not prefix)
+        batch.update(plan.to_batch(prefix))
+
+
+def _has_media(feature: Batch) -> bool:
+    return any(feature.get(key) for key in ("images", "videos", "audios"))
+
+
+def _short(feature: Batch) -> Batch:
+    """Return a pair cut to a few tokens around the end of its prompt, for the check."""
+    cut = dict(feature)
+    for side in ("chosen", "rejected"):
+        labels = feature[f"{side}_labels"]
+        start = next(i for i, label in enumerate(labels) if label != IGNORE)
+        window = slice(max(0, start - CHECK_TOKENS), start + CHECK_TOKENS)
+        for kind in ("input_ids", "attention_mask", "labels"):
+            cut[f"{side}_{kind}"] = feature[f"{side}_{kind}"][window]
+    return cut
+
+
+@torch.no_grad()
+def _logps(model: nn.Module, batches: Batches, features: Sequence[Batch]) -> torch.Tensor:
+    batch = batches([dict(feature) for feature in features])
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    return forward_rows(model, batch).logps
+
+
+def _same(model: nn.Module, plain: torch.Tensor, other: torch.Tensor) -> bool:
+    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    return torch.allclose(plain, other, rtol=1e-4 if exact else 2e-2, atol=1e-2 if exact else 1.0)
+
+
+def decide(
+    models: Sequence[nn.Module], batches: Batches, features: Sequence[Batch], *, planned: bool, shared: bool
+) -> list[str]:
+    """Set what `batches` may do, by trying it on the loaded models; return sentences on what was not possible.
+
+    Args:
+        models: the policy and, if there is one, the reference.
+        batches: the collator to set.
+        features: tokenized pairs to try on.
+        planned: whether planned positions are wanted.
+        shared: whether shared rows are wanted; they need planned positions.
+    """
+    notes = []
+    sample = [_short(feature) for feature in list(features)[:CHECK_PAIRS]]
+    was_training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    plain = [_logps(model, batches, sample) for model in models]
+    for kind, wanted in (("planned", planned), ("shared", planned and shared)):
+        reason = next((why for model in models if (why := unsuitable(model))), None) if kind == "shared" else None
+        if not wanted or (kind == "shared" and not batches.planned):
+            continue
+        if reason is None:
+            setattr(batches, kind, True)
+            try:
+                fast = [_logps(model, batches, sample) for model in models]
+                if not all(_same(*item) for item in zip(models, plain, fast, strict=True)):
+                    reason = "the model gives other log-probabilities then"
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                reason = f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        if reason is not None:
+            setattr(batches, kind, False)
+            what = "Logits at response positions only" if kind == "planned" else "Shared prompts"
+            notes.append(f"{what}: not used, because {reason}. Training goes on in the ordinary layout.")
+    for model, training in zip(models, was_training, strict=True):
+        model.train(training)
+    return notes

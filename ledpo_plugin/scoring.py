@@ -1,0 +1,147 @@
+"""Log-probabilities of response tokens without ever holding logits of a whole sequence.
+
+The output layer of a language model is by far its widest. Here it runs at the planned positions only, in chunks, and
+each chunk's logits are gone before the next one's come. It is still the model itself that calls its output layer,
+inside its own forward, so DDP, FSDP and DeepSpeed, which prepare a layer's weights for just that call, see nothing
+unusual: for the length of one pass the layer's `forward` is another one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_NUMBERS = 2**24  # logits held at a time: 64 MB in fp32
+
+
+@dataclass
+class Scores:
+    """What one pass found; filled while the model runs."""
+
+    token_logps: Tensor | None = None  # [N], fp32, with gradient
+    hidden: Tensor | None = None  # [R, d], fp32, detached
+    prompt_logps: Tensor | None = None  # [M], fp32, detached
+    entropy: Tensor | None = None  # [N], divided by ln|V|, detached
+    logits: Tensor | None = None  # [N, V], fp32, detached
+    mixtures: tuple[Tensor, Tensor] | None = None  # two of [N], detached
+
+
+def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, CHUNK_NUMBERS // vocabulary)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+class _FrozenLinearLogps(torch.autograd.Function):
+    """log softmax(h W^T + c)[target] for weights that take no gradient.
+
+    The gradient with respect to h is W[target] - softmax(h W^T + c) W, up to the factor that arrives from above, so
+    it is made while the chunk's logits are there; nothing is computed twice and nothing of width |V| is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+        logps = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            log_softmax = F.log_softmax(F.linear(hidden[part], weight, bias).float(), dim=1)
+            logps[part] = log_softmax.gather(1, target[part].unsqueeze(1)).squeeze(1)
+            if slope is not None:
+                softmax = log_softmax.exp_().to(weight.dtype)
+                torch.sub(weight[target[part]], softmax @ weight, out=slope[part])
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return logps
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (slope,) = ctx.saved_tensors
+        return slope * grad.unsqueeze(1).to(slope.dtype), None, None, None
+
+
+def _chunk_logps(layer: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:
+    return -F.cross_entropy(layer(hidden).float(), target, reduction="none")
+
+
+def token_logps(layer: nn.Module, forward: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:
+    """Return log p(target) `[N]`, fp32, of hidden states `[N, d]` through an output layer.
+
+    Args:
+        layer: the output layer, to see what it is.
+        forward: its own forward.
+        hidden: `[N, d]`.
+        target: `[N]`.
+    """
+    plain = type(layer) is nn.Linear and not layer.weight.requires_grad
+    plain = plain and not torch.is_autocast_enabled(hidden.device.type)
+    if plain and layer.weight.device == hidden.device and layer.weight.dtype == hidden.dtype:
+        return _FrozenLinearLogps.apply(hidden, layer.weight, layer.bias, target)
+    vocabulary = getattr(layer, "out_features", None) or layer.weight.shape[0]
+    parts = []
+    for part in _chunks(hidden.shape[0], vocabulary):
+        arguments = (forward, hidden[part], target[part])
+        recompute = torch.is_grad_enabled()
+        parts.append(
+            checkpoint(_chunk_logps, *arguments, use_reentrant=False) if recompute else _chunk_logps(*arguments)
+        )
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _entropies(forward: Callable[[Tensor], Tensor], hidden: Tensor, vocabulary: int) -> Tensor:
+    parts = []
+    for part in _chunks(hidden.shape[0], vocabulary):
+        logp = F.log_softmax(forward(hidden[part]).float(), dim=1)
+        parts.append(-(logp.exp() * logp).sum(1))
+    return torch.cat(parts)
+
+
+@contextmanager
+def scoring(layer: nn.Module, plan, wants: frozenset[str], mixture: Callable | None = None) -> Iterator[Scores]:
+    """For the length of one pass, let the model's output layer fill `Scores` instead of returning logits.
+
+    Args:
+        layer: the model's output layer.
+        plan: a `Plan` of the batch.
+        wants: of "hidden", "prompt_nll", "entropy", "logits".
+        mixture: called with each chunk's logits `[n, V]` and its slice of the N; gives two `[n]` (epsilon-DPO).
+    """
+    scores = Scores()
+    original = layer.forward
+    was_set = "forward" in vars(layer)  # some libraries replace the forward of an instance, too
+
+    def score(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        needed = flat.index_select(0, plan.predict)
+        scores.token_logps = token_logps(layer, original, needed, plan.target)
+        if "hidden" in wants:
+            scores.hidden = flat.detach().index_select(0, plan.last_prompt).float()
+        vocabulary = getattr(layer, "out_features", None) or layer.weight.shape[0]
+        with torch.no_grad():
+            if "prompt_nll" in wants:
+                prompt = flat.detach().index_select(0, plan.prompt_predict)
+                scores.prompt_logps = token_logps(layer, original, prompt, plan.prompt_target)
+            if "entropy" in wants:
+                scores.entropy = _entropies(original, needed.detach(), vocabulary) / math.log(vocabulary)
+            if "logits" in wants:
+                scores.logits = original(needed.detach()).float()
+            if mixture is not None:
+                parts = [
+                    mixture(original(needed[part].detach()).float(), part)
+                    for part in _chunks(needed.shape[0], vocabulary)
+                ]
+                scores.mixtures = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        return hidden[..., :1]  # the model hands on what it believes to be logits; nobody reads them
+
+    layer.forward = score
+    try:
+        yield scores
+    finally:
+        if was_set:
+            layer.forward = original
+        else:
+            del layer.forward  # the class's own again
