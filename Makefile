@@ -42,7 +42,7 @@ prepare: setup
 	@$(ONLINE_IF_MODEL) TQDM_DISABLE=1 $(BIN)/ledpo quickstart prepare $(if $(MODEL),--model $(MODEL))
 
 quickstart: prepare
-	@echo "Training: llamafactory-cli train $(RECIPE) (about two minutes on two cores)"
+	@echo "Training: llamafactory-cli train $(RECIPE) (a few minutes on two cores)"
 	@$(ONLINE_IF_MODEL) LLAMAFACTORY_VERBOSITY=WARN $(BIN)/llamafactory-cli train $(RECIPE) \
 	  output_dir=$(RUN) $(if $(MODEL),model_name_or_path=$(MODEL)) $(ARGS)
 	@$(ONLINE_IF_MODEL) LLAMAFACTORY_VERBOSITY=WARN TQDM_DISABLE=1 $(BIN)/ledpo quickstart show $(RUN)

@@ -145,6 +145,9 @@ def idle_keys(stage: Stage, loss: Loss, mode: str) -> dict[str, tuple[str, str]]
         idle |= dict.fromkeys((*REFERENCE_KEYS, "pref_bco_weight"), (why, "remove it"))
     if loss.name == "bco_pair":
         idle["pref_bco_weight"] = ("the loss bco_pair is the BCO loss already", "remove it")
+    for key, field in argument_fields().items():
+        if field.metadata.get("data", loss.data) != loss.data:
+            idle[key] = (f"it acts on pairs, and stage {stage.name} trains on single answers", "remove it")
     if loss.data == "unpaired":
         for_pairs = (f"it acts on pairs, and stage {stage.name} trains on single answers", "remove it")
         idle |= dict.fromkeys(("pref_bco_weight", "ld_alpha"), for_pairs)
@@ -214,6 +217,16 @@ def _weights(recipe: Reading, model: str, adapters: str) -> tuple[str, ...]:
     return tuple(os.path.normpath(name) for name in names)
 
 
+def check_evaluated_head(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem where a learned beta is evaluated without one that was learned."""
+    trains = recipe.raw.get("do_train") not in (None, False)
+    if trains or recipe.mode not in LEARNED_MODES or recipe.is_set("beta_head_path"):
+        return
+    why = "nothing is trained and no beta_head_path is given, so beta would be pref_beta everywhere"
+    fix = "set beta_head_path to the run's folder, or beta_mode: fixed"
+    yield problem("beta_mode", recipe.mode, why, fix)
+
+
 def check_pissa(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where PiSSA changes the weights that the reference is read from."""
     loss = recipe.loss
@@ -262,9 +275,9 @@ def refused_flags(recipe: Reading) -> list[str]:
 
 
 def check_precision(recipe: Reading) -> Iterator[Problem]:
-    """Yield a problem where DeepSpeed's fp16 would hold beta's parameters."""
+    """Yield a problem where DeepSpeed's fp16 would scale the loss out of sight of beta's own optimizer."""
     if recipe.flag("fp16") and recipe.is_set("deepspeed") and recipe.mode in LEARNED_MODES:
-        why = "DeepSpeed keeps beta's parameters in fp16, whose range a learned beta leaves"
+        why = "DeepSpeed scales the fp16 loss inside its engine, so beta's own gradients cannot be unscaled"
         yield problem("fp16", True, why, "set bf16: true instead of fp16, or train without deepspeed")
 
 

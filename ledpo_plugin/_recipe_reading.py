@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ledpo_plugin.betas import BETAS
 from ledpo_plugin.hparams import BETA_MODES
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
@@ -55,7 +56,7 @@ class Reading:
         """Return the value that training would use: the given one, or the loss's recommended one."""
         if self.raw.get("pref_beta") is not None:
             return self.number("pref_beta")
-        return None if self.loss is None else recommended(self.raw, self.loss).get("pref_beta")
+        return None if self.loss is None else recommended(self.raw, self.loss, self.mode).get("pref_beta")
 
 
 def read(raw: Mapping[Any, Any], host_keys: Mapping[str, Any], environ: Mapping[str, str]) -> Reading:
@@ -90,9 +91,9 @@ def mode_of(raw: Mapping[Any, Any], stage: Stage | None, loss: Loss | None) -> s
     return stage.default_beta_mode if stage.default_beta_mode in loss.beta_modes else "fixed"
 
 
-def recommended(raw: Mapping[Any, Any], loss: Loss) -> dict[str, float]:
-    """Return the loss's recommended values; the learning rate fits the recipe's kind of fine-tuning."""
-    values = dict(loss.recommended)
+def recommended(raw: Mapping[Any, Any], loss: Loss, mode: str | None) -> dict[str, float]:
+    """Return the recommended values of the loss and the beta mode; the learning rate fits the kind of fine-tuning."""
+    values = {**loss.recommended, **(BETAS[mode].recommended if mode in BETAS else {})}
     kind = raw.get("finetuning_type")
     if "learning_rate" in values and (kind is None or kind in ADAPTER_TYPES):
         values["learning_rate"] = rounded(values["learning_rate"] * ADAPTER_RATE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .betas import BetaFeatures
+from .betas import BETAS, BetaFeatures
 from .forward import forward_rows
 from .head_file import HeadFileError, build_strategy, load_config, load_head
 from .host import pieces
@@ -58,7 +58,7 @@ def _prompt_of(record: Any, index: int, path: Path) -> str:
     )
 
 
-def _load_model(run: Path, record: dict[str, Any], source: str):
+def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_code: bool):
     """Load the model whose hidden state the head reads, with its tokenizer and template, by the host's loaders."""
     host = pieces()
     args: dict[str, Any] = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
@@ -70,9 +70,10 @@ def _load_model(run: Path, record: dict[str, Any], source: str):
             args["model_name_or_path"] = str(run)
     elif record.get("ref_model"):
         args["model_name_or_path"] = record["ref_model"]
-    for key in ("trust_remote_code", "cache_dir", "model_revision"):
+    for key in ("cache_dir", "model_revision"):
         if key in record["recipe"]:
             args[key] = record["recipe"][key]
+    args["trust_remote_code"] = trust_remote_code  # never from the record: a run's folder may be somebody else's
     args["infer_dtype"] = "float32" if not torch.cuda.is_available() else "auto"
     model_args, data_args, finetuning_args, _ = host.get_infer_args(args)
     tokenizer = host.load_tokenizer(model_args)["tokenizer"]
@@ -81,7 +82,9 @@ def _load_model(run: Path, record: dict[str, Any], source: str):
 
 
 @torch.no_grad()
-def beta_of_prompts(run_dir: str | Path, prompts: Sequence[str], batch_size: int = 8) -> list[dict[str, Any]]:
+def beta_of_prompts(
+    run_dir: str | Path, prompts: Sequence[str], batch_size: int = 8, trust_remote_code: bool = False
+) -> list[dict[str, Any]]:
     """Return one `{"prompt", "beta", "prompt_tokens"}` per prompt, by the head in `run_dir`.
 
     Raises:
@@ -91,7 +94,7 @@ def beta_of_prompts(run_dir: str | Path, prompts: Sequence[str], batch_size: int
     run = Path(run_dir)
     config = load_config(run)
     mode, beta0 = config["beta_mode"], config["beta0"]
-    if mode in ("beta_dpo", "epsilon_dpo", "mallows"):
+    if not BETAS[mode].cls.needs <= {"hidden", "prompt_nll"}:
         raise ValueError(
             f"beta_mode {mode} decides beta from the answers of a batch, not from the prompt alone: there is no "
             "beta(x) to print. Runs with beta_mode head, ppl, global or fixed have one."
@@ -103,7 +106,7 @@ def beta_of_prompts(run_dir: str | Path, prompts: Sequence[str], batch_size: int
         return [{"prompt": prompt, "beta": beta} for prompt in prompts]
     record = read_record(run)
     source = config["arguments"]["beta_head_source"]
-    model, tokenizer, template = _load_model(run, record, source)
+    model, tokenizer, template = _load_model(run, record, source, trust_remote_code)
     if model.config.get_text_config().hidden_size != config["hidden_size"]:
         raise HeadFileError(f"The head in {run} reads {config['hidden_size']} numbers, the model gives another width.")
     strategy.to(model.device)

@@ -1,9 +1,10 @@
 """Training of beta's own parameters, apart from the policy's and the same under every way to distribute the policy.
 
-The strategy is a few thousand numbers, replicated on every rank and never part of the wrapped model: FSDP and
-DeepSpeed would shard it, and whatever optimizer the recipe chose for the policy (GaLore, Muon, 8-bit) would not fit
-it. Its gradients are averaged over ranks, clipped on their own (so that the policy's clipping is what it would be
-without it) and stepped by AdamW just before the policy's optimizer steps, at `beta_lr_ratio` times its learning rate.
+The strategy is small (a head with one hidden layer: 128 times the model's width), replicated on every rank and never
+part of the wrapped model: FSDP and DeepSpeed would shard it, and whatever optimizer the recipe chose for the policy
+(GaLore, Muon, 8-bit) would not fit it. Its gradients are averaged over ranks, clipped on their own (so that the
+policy's clipping is what it would be without it) and stepped by AdamW just before the policy's optimizer steps, at
+`beta_lr_ratio` times its learning rate.
 """
 
 from pathlib import Path

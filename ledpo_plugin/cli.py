@@ -23,7 +23,7 @@ def _beta(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts) if args.prompts else list(args.prompt or [])
     if not prompts:
         raise ValueError("Give prompts: --prompts FILE (.txt, .json, .jsonl) or --prompt TEXT.")
-    rows = beta_of_prompts(args.run, prompts, batch_size=args.batch_size)
+    rows = beta_of_prompts(args.run, prompts, batch_size=args.batch_size, trust_remote_code=args.trust_remote_code)
     print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) if args.jsonl else table(rows))
     return 0
 
@@ -55,7 +55,7 @@ def _quickstart(args: argparse.Namespace) -> int:
     from . import quickstart
 
     if args.action == "prepare":
-        quickstart.prepare(Path(args.workdir))
+        quickstart.prepare(Path(args.workdir), model=args.model)
     else:
         print(quickstart.show(Path(args.run)))
     return 0
@@ -81,12 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     beta.add_argument("--prompt", action="append", help="a prompt; may be repeated")
     beta.add_argument("--jsonl", action="store_true", help="one JSON object a line instead of a table")
     beta.add_argument("--batch-size", type=int, default=8)
+    beta.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
     beta.set_defaults(run_command=_beta)
 
     quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
     actions = quickstart.add_subparsers(dest="action", required=True)
     prepare = actions.add_parser("prepare")
     prepare.add_argument("--workdir", default=".ledpo")
+    prepare.add_argument("--model", help="a hub name or folder to use instead of SmolLM2-135M-Instruct")
     show = actions.add_parser("show")
     show.add_argument("run", nargs="?", default="runs/quickstart")
     quickstart.set_defaults(run_command=_quickstart)

@@ -37,11 +37,8 @@ def _losses_ignored() -> bool:
 
 def _ppo_refused() -> bool:
     source = inspect.getsource(importlib.import_module("llamafactory.train.ppo.trainer"))
-    marker = 'check_version("trl'
-    if marker not in source:
-        return False
-    wanted = source.split('check_version("', 1)[1].split('"', 1)[0]
-    return version("trl") not in Requirement(wanted).specifier
+    wanted = re.search(r'"(trl[<>=][^"]*)"', source)
+    return wanted is not None and version("trl") not in Requirement(wanted.group(1)).specifier
 
 
 def _json_recipes_crash() -> bool:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .betas import mixture_token_logps
 from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
-from .plans import PREFIX, Plan
+from .plans import Plan
 from .scoring import scoring
 from .shared_prompt import PAIR, PART, attention_of
 
-NOT_FOR_THE_MODEL = ("labels", PAIR, PART)
+OURS = "ledpo_"  # keys that the model never sees
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RowOutput:
     """What a pass gives for `R` responses with `N` tokens in all; a field that was not asked for is None."""
 
     logps: Tensor  # [R], summed over the response
-    lengths: Tensor  # [R], response tokens
+    lengths: Tensor | None  # [R], response tokens; None where the values come from a cache
     hidden: Tensor | None = None  # [R, d], last prompt token, detached fp32
     prompt_nll: Tensor | None = None  # [R], detached
     entropy: Tensor | None = None  # [R], detached
@@ -77,7 +77,7 @@ def forward_rows(
         mixture: ask for `mixtures` too.
     """
     plan = Plan.from_batch(batch)
-    inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL and not k.startswith(PREFIX)}
+    inputs = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(OURS)}
     if PAIR in batch:
         inputs["attention_mask"] = attention_of(batch[PAIR], batch[PART], model)
     inputs |= {"return_dict": True, "use_cache": False}

@@ -2,7 +2,8 @@
 
 What is patched, all of it in `llamafactory.train.tuner` and only after that module was imported:
   * `get_train_args`: a recipe whose stage is the plugin's is checked, completed and parsed with the plugin's
-    argument class; every other recipe goes to the original, untouched.
+    argument class; every other recipe goes to the original as it is, unless it names a key or loss of the plugin,
+    which the original would silently take for something else: that is refused.
   * `run_dpo`: arguments of the plugin's class go to the plugin's workflow; all others to the original.
 Where the installed LLaMA-Factory is not one this module was tested with, the plugin's stages are refused and the
 stock ones work as ever.

@@ -1,9 +1,9 @@
 """Every recipe key that the plugin adds to LLaMA-Factory's own, in one dataclass.
 
 Each field's metadata says what the key means (`help`), what it may be (`choices`, or `low`/`high`, inclusive unless
-`open_low`), and where it acts (`modes`: beta modes; `losses`: losses). Validation, the documentation and the web UI
-all read this one description. Booleans default to False because LLaMA-Factory's web UI drops False from the commands
-it writes.
+`open_low`), and where it acts (`modes`: beta modes; `losses`: losses; `data`: kind of data). Validation and the
+documentation read this one description. Booleans default to False because LLaMA-Factory's web UI drops False from the
+commands it writes.
 """
 
 from dataclasses import Field, dataclass, field, fields
@@ -27,7 +27,8 @@ class LedpoArguments:
     beta_mode: str | None = _key(
         None,
         "How beta is decided: fixed, global (one learned scalar), head (LEDPO: beta(x) from the hidden state of the "
-        "last prompt token), ppl, beta_dpo, epsilon_dpo or mallows. Left out: head for stage ledpo, else fixed.",
+        "last prompt token), ppl, beta_dpo, epsilon_dpo or mallows. Left out: head for stage ledpo where the loss "
+        "admits it, else fixed.",
         choices=BETA_MODES,
     )
     beta_min: float | None = _key(
@@ -92,10 +93,17 @@ class LedpoArguments:
         0.29, "MallowsPO: scale phi* of the negative log dispersion.", low=0.0, open_low=True, modes=("mallows",)
     )
     disable_shared_prompt: bool = _key(
-        False, "Give each answer a row of its own, its prompt computed twice, as LLaMA-Factory's own stages do."
+        False,
+        "Give each answer a row of its own, its prompt computed twice, as LLaMA-Factory's own stages do.",
+        data="pairs",
     )
     disable_response_logits: bool = _key(
-        False, "Compute the logits of every position, as LLaMA-Factory's own stages do (rows of their own, too)."
+        False,
+        "Compute the logits of every position, as LLaMA-Factory's own stages do (rows of their own, too).",
+        data="pairs",
+    )
+    disable_reference_cache: bool = _key(
+        False, "Run the reference model anew in every epoch and every run, and keep nothing on disk.", data="pairs"
     )
     discopop_tau: float = _key(
         0.05, "DiscoPOP: temperature of the modulation.", low=0.0, open_low=True, losses=("discopop",)

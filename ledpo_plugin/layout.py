@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .caching import CACHED, ROW, SET
 from .forward import forward_rows
 from .logps import IGNORE
 from .plans import plan_of_rows
+from .reference_cache import ReferenceCache
 from .shared_prompt import Costs, shared_batch, unsuitable
 
 CHECK_PAIRS, CHECK_TOKENS = 2, 64
@@ -35,14 +37,29 @@ class Batches:
     prompts: bool = False  # also plan the prompts' own tokens
     shared: bool = False
     planned: bool = False
+    caches: Sequence[ReferenceCache] = ()
+    whole_caches_only: bool = False  # every rank must take the reference's values from the cache, or none
 
     def __call__(self, features: Sequence[Batch]) -> Batch:
         """Return the batch of tokenized rows."""
+        return self._arranged(features) | self._cached(features)
+
+    def _cached(self, features: Sequence[Batch]) -> Batch:
+        if not self.caches or ROW not in features[0]:
+            return {}
+        rows = [feature[ROW] for feature in features]
+        cache = self.caches[features[0][SET]]
+        found = None if self.whole_caches_only and not cache.complete else cache.lookup(rows)
+        if found is not None:
+            return {CACHED + name: values for name, values in found.items()}
+        return {ROW: torch.tensor(rows), SET: features[0][SET]}
+
+    def _arranged(self, features: Sequence[Batch]) -> Batch:
         if self.shared and not any(_has_media(feature) for feature in features):
             batch = shared_batch(features, self.pad_id, self.costs, self.prompts)
             if batch is not None:
                 return batch
-        batch = self.collate(features)
+        batch = dict(self.collate(features))
         if self.planned:
             self._add_plan(batch, "")
             if self.data == "unpaired":
@@ -61,7 +78,7 @@ def _has_media(feature: Batch) -> bool:
 
 def _short(feature: Batch) -> Batch:
     """Return a pair cut to a few tokens around the end of its prompt, for the check."""
-    cut = dict(feature)
+    cut = {key: value for key, value in feature.items() if key != ROW}
     for side in ("chosen", "rejected"):
         labels = feature[f"{side}_labels"]
         start = next(i for i, label in enumerate(labels) if label != IGNORE)

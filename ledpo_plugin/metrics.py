@@ -68,7 +68,7 @@ def unpaired_metrics(columns: Mapping[str, Tensor]) -> dict[str, float]:
     """Summarise single answers.
 
     Columns: rewards, margin (beta-free log-ratio, sign turned for undesirable answers), beta, at_bounds, logps,
-    desirable (1 or 0), kl.
+    desirable (1 or 0), kl; optional: nll.
     """
     good = columns["desirable"] > 0.5
     result = {
@@ -81,4 +81,6 @@ def unpaired_metrics(columns: Mapping[str, Tensor]) -> dict[str, float]:
         "kl": _mean(columns["kl"]),
     }
     result["rewards/margins"] = result["rewards/chosen"] - result["rewards/rejected"]
+    if "nll" in columns:
+        result["sft_loss"] = _mean(columns["nll"][good])
     return result | beta_metrics(columns["beta"], columns["margin"], columns["at_bounds"])

@@ -89,6 +89,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_head_source,
     combinations.check_effect,
     combinations.check_frozen_policy,
+    combinations.check_evaluated_head,
     combinations.check_pissa,
     combinations.check_batch,
     combinations.check_backends,
@@ -142,7 +143,7 @@ def resolve_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise KeyError(f"No LEDPO stage and loss in stage={raw.get('stage')!r}, pref_loss={raw.get('pref_loss')!r}.")
     mode = mode_of(raw, stage, loss)
     resolved = {**raw}
-    _fill(resolved, {"pref_loss": loss.name, "beta_mode": mode, **recommended(raw, loss)})
+    _fill(resolved, {"pref_loss": loss.name, "beta_mode": mode, **recommended(raw, loss, mode)})
     if mode in LEARNED_MODES and resolved.get("pref_beta") is not None:
         beta = resolved["pref_beta"]
         _fill(resolved, {"beta_min": rounded(beta / SPREAD), "beta_max": rounded(beta * SPREAD)})

@@ -11,7 +11,7 @@ class Stage:
     """One row of the table of stages."""
 
     name: str
-    title: str  # as the web UI lists it
+    title: str  # for people
     default_loss: str
     any_loss: bool  # True: `pref_loss` chooses among the pairwise losses; False: the stage is its loss
     default_beta_mode: str  # where the loss admits it, else "fixed"

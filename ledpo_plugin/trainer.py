@@ -1,9 +1,10 @@
 """The trainers: they run the passes, ask the strategy for beta, the loss for its values, and wire both to the host."""
 
 import math
+import os
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 
 from .beta_training import BetaTraining, mean_over_ranks
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
+from .caching import ROW, SET, CacheKeeper, to_output, to_values
 from .forward import Mixture, RowOutput, forward_rows
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
@@ -22,6 +24,7 @@ from .layout import decide
 from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics
 from .plans import PREFIX
+from .reference_cache import ReferenceCache
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -57,6 +60,7 @@ class PreferenceTrainer(Trainer):
         finetuning_args: Any,
         strategy: BetaStrategy,
         head_config: dict[str, Any],
+        caches: Sequence[ReferenceCache] = (),
         tokenizer: Any,
         processor: Any = None,
         **kwargs: Any,
@@ -67,6 +71,7 @@ class PreferenceTrainer(Trainer):
         self.finetuning_args = finetuning_args
         self.loss = LOSSES[finetuning_args.pref_loss]
         self.head_config = head_config
+        self.caches = list(caches)
         self._columns: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
         self._nonfinite: Tensor | None = None
         super().__init__(model=model, processing_class=tokenizer, **kwargs)
@@ -85,6 +90,10 @@ class PreferenceTrainer(Trainer):
             self.add_callback(pieces().SaveProcessorCallback(processor))
         if finetuning_args.use_badam:
             self._use_badam()
+        self._log = pieces().logging.get_logger("llamafactory.ledpo").info_rank0
+        if self.caches:
+            self.add_callback(CacheKeeper(self.caches, self._log))
+            self.data_collator.whole_caches_only = self.is_deepspeed_enabled or self.is_fsdp_enabled
         self._decide_layout()
 
     def _decide_layout(self) -> None:
@@ -126,14 +135,31 @@ class PreferenceTrainer(Trainer):
             return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha, mixture=mixture)
 
     def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
-        """Run the reference: a model of its own, or the policy with its adapter switched off.
+        """Return what the reference says: from the cache, or by a pass that is then put into it.
 
-        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory.
+        The reference is a model of its own, or the policy with its adapter switched off. `ld_alpha` weighs the
+        policy's side alone, as in LLaMA-Factory.
         """
-        separate = self.ref_model is not None
-        context = nullcontext() if separate else self.accelerator.unwrap_model(model).disable_adapter()
-        with torch.no_grad(), context:
-            return forward_rows(self.ref_model if separate else model, batch, wants=wants)
+        cached = to_output(batch)
+        if cached is not None:
+            return cached
+        with torch.no_grad(), self._reference(model) as reference:
+            output = forward_rows(reference, batch, wants=wants)
+        if ROW in batch:
+            cache = self.caches[batch[SET]]
+            cache.put(batch[ROW], to_values(output, batch[ROW].shape[0]))
+        return output
+
+    @contextmanager
+    def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        inner = self.accelerator.unwrap_model(model)
+        # DDP's forward waits for all ranks, and not all need a pass where a cache is partly filled.
+        through = inner if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        with inner.disable_adapter():
+            yield through
 
     def _wants(self, source: str) -> frozenset[str]:
         """Return what a pass of `source` ("policy" or "reference") must give besides log-probabilities."""
@@ -263,10 +289,10 @@ class PreferenceTrainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False):
         self._require_finite()
         super().save_model(output_dir, _internal_call=_internal_call)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict=state_dict)
-        save_head(output_dir or self.args.output_dir, self.strategy, self.head_config)
+        if self.args.should_save:  # here, not in _save, which sharded checkpoints never come by
+            folder = output_dir or self.args.output_dir
+            os.makedirs(folder, exist_ok=True)
+            save_head(folder, self.strategy, self.head_config)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -288,7 +314,7 @@ class PairTrainer(PreferenceTrainer):
     """Trains on pairs: results come as `[chosen; rejected]`."""
 
     def _decide_layout(self) -> None:
-        args, log = self.finetuning_args, pieces().logging.get_logger("llamafactory.ledpo").info_rank0
+        args, log = self.finetuning_args, self._log
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         data = next(iter(data.values())) if isinstance(data, dict) else data
         if args.disable_response_logits or not hasattr(data, "__getitem__"):
@@ -329,7 +355,7 @@ class PairTrainer(PreferenceTrainer):
             "chosen_length": logps.chosen_length,
             "rejected_length": logps.rejected_length,
         }
-        if self.finetuning_args.pref_ftx > 0 or self.loss.name in ("orpo", "cpo"):
+        if self.finetuning_args.pref_ftx > 0 or self.loss.sft_term:
             columns["nll"] = nll
         return self._mean_loss(losses, beta), columns
 
@@ -429,10 +455,11 @@ class UnpairedTrainer(PreferenceTrainer):
             )
         )
         output = self.loss.function(logps, beta.beta, **self._loss_options())
-        losses = output.losses
+        losses, extra = output.losses, {}
         if self.finetuning_args.pref_ftx > 0:
             nll = -policy.logps / policy.lengths
             losses = losses + self.finetuning_args.pref_ftx * nll * desirable
+            extra["nll"] = nll
         sign = torch.where(desirable, 1.0, -1.0)
         zero_point = kl.clamp(min=0)
         columns = {
@@ -444,6 +471,7 @@ class UnpairedTrainer(PreferenceTrainer):
             "logps": policy.logps,
             "desirable": desirable.float(),
             "kl": zero_point.expand(desirable.shape[0]),
+            **extra,
         }
         return self._mean_loss(losses, beta), columns
 

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from .caching import cache_key, describe, open_caches, why_not
 from .data_checks import drop_unusable
 from .head_file import build_strategy, head_config, load_head
 from .host import pieces
 from .layout import Batches
 from .losses import LOSSES
+from .reference_cache import ReferenceCache
 from .run_record import write_record
 from .shared_prompt import Costs
 from .trainer import PairTrainer, UnpairedTrainer
@@ -31,6 +33,44 @@ def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> B
         costs=Costs.of(model.config),
         prompts="prompt_nll" in strategy.needs,
     )
+
+
+def _caches(
+    dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
+) -> list[ReferenceCache]:
+    """Open a reference cache per data set and mark the data sets' rows; or say why there is none."""
+    found = {
+        key: dataset_module[key] for key in ("train_dataset", "eval_dataset") if dataset_module.get(key) is not None
+    }
+    evaluated = found.pop("eval_dataset", None)
+    datasets = dict(found) | (
+        {f"eval {name}": data for name, data in evaluated.items()}
+        if isinstance(evaluated, dict)
+        else {"eval_dataset": evaluated}
+        if evaluated is not None
+        else {}
+    )
+    reason = why_not(finetuning_args, loss, strategy, datasets)
+    if reason is not None:
+        if reason:
+            log(f"Reference cache: not used, as {reason}.")
+        return []
+    marked, caches = open_caches(
+        datasets,
+        strategy,
+        finetuning_args.beta_head_source,
+        config["hidden_size"],
+        lambda data: cache_key(model_args, data_args, training_args, finetuning_args, data),
+    )
+    for key in found:
+        dataset_module[key] = marked[key]
+    if isinstance(evaluated, dict):
+        dataset_module["eval_dataset"] = {name: marked[f"eval {name}"] for name in evaluated}
+    elif evaluated is not None:
+        dataset_module["eval_dataset"] = marked["eval_dataset"]
+    for note in describe(caches):
+        log(note)
+    return caches
 
 
 def _reference(model: Any, model_args, training_args, finetuning_args, needed: bool) -> Any | None:
@@ -99,7 +139,10 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
     needs_reference = loss.needs_reference or strategy.needs_reference
+    caches = _caches(dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log)
 
+    collator = _collator(loss, data_args, strategy, model, template, tokenizer_module)
+    collator.caches = caches
     trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
     trainer = trainer_class(
         model=model,
@@ -108,7 +151,8 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         finetuning_args=finetuning_args,
         strategy=strategy,
         head_config=config,
-        data_collator=_collator(loss, data_args, strategy, model, template, tokenizer_module),
+        caches=caches,
+        data_collator=collator,
         callbacks=callbacks,
         **dataset_module,
         **tokenizer_module,

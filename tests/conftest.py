@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["LEDPO_CACHE"] = tempfile.mkdtemp(prefix="ledpo-tests-")  # nothing of a test outlives it, or precedes it
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads; bits depend on their number
 
 WORDS = (
     "river stone light garden winter bridge copper signal paper engine cloud forest answer question number letter "
     "silver market morning island window thunder candle"
-).split()  # noqa: SIM905
+).split()
 
 
 def _sentence(rng: random.Random, low: int, high: int) -> str:

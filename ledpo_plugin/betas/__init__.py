@@ -90,6 +90,7 @@ BETAS: Mapping[str, BetaMode] = _rows(
         summary="Per pair, up or down by whether a step away from the reference widens the policy's gap.",
         learned=False,
         needs_reference=True,
+        recommended={"pref_beta": 0.01},  # the authors' configs; it moves from there
     ),
     BetaMode(
         name="mallows",

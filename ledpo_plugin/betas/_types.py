@@ -1,7 +1,7 @@
 """What a beta strategy takes and gives."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -90,3 +90,4 @@ class BetaMode:
     summary: str  # one sentence
     learned: bool  # has Parameters that the loss trains
     needs_reference: bool  # cannot work without a reference model
+    recommended: Mapping[str, float] = field(default_factory=dict)  # recipe key -> value, where not the loss's

@@ -7,6 +7,7 @@ table; the contract tests in tests/test_losses.py then run over it.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES
 from ledpo_plugin.losses._common import nll
 from ledpo_plugin.losses._pairwise import (
     apo_down,
@@ -35,10 +36,12 @@ __all__ = ["LOSSES", "Loss", "LossOutput", "PairLogps", "UnpairedLogps", "nll"] 
 ]  # fmt: skip
 
 _FIXED = frozenset({"fixed"})
-_LEARNABLE = frozenset({"fixed", "global", "head", "ppl"})
-_ALL = _LEARNABLE | {"beta_dpo", "epsilon_dpo", "mallows"}
+_LEARNABLE = _FIXED | set(LEARNED_MODES)
+_ALL = frozenset(BETA_MODES)
 
-_SIGMOID_ONLY = "beta_dpo, epsilon_dpo and mallows are defined for the sigmoid loss only."
+_SIGMOID_ONLY = (
+    f"{', '.join(mode for mode in BETA_MODES if mode not in _LEARNABLE)} are defined for the sigmoid loss only."
+)
 
 
 def _fixed_only(reason: str) -> str:
@@ -273,6 +276,7 @@ LOSSES: Mapping[str, Loss] = _rows(
     Loss(
         name="orpo",
         function=orpo,
+        sft_term=True,
         formula="-pw + beta (-LS(log odds(pw) - log odds(pl)))",
         source="ORPO, arXiv:2403.07691 eq. 6-7",
         data="pairs",
@@ -310,6 +314,7 @@ LOSSES: Mapping[str, Loss] = _rows(
     Loss(
         name="cpo",
         function=cpo,
+        sft_term=True,
         formula="-LS(beta (lw - ll)) + alpha (-pw)",
         source="CPO, arXiv:2401.08417 eq. 3",
         data="pairs",

@@ -54,4 +54,5 @@ class Loss:
     refusal: str  # why the other beta modes are refused; "" if none is
     options: Mapping[str, str] = field(default_factory=dict)  # keyword of the function -> recipe key
     recommended: Mapping[str, float] = field(default_factory=dict)  # recipe key -> value
+    sft_term: bool = False  # holds the chosen answer's NLL as a term of its own
     running_reward_mean: bool = False  # takes the keyword `delta`, a running mean of rewards (BCO)

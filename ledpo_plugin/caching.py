@@ -1,0 +1,157 @@
+"""Which data sets of a run have a reference cache, what its key is, and how it is filled and saved while training."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from .betas import BetaStrategy
+from .forward import RowOutput
+from .reference_cache import LOGPS, CacheError, ReferenceCache, default_folder, files_hash, fingerprint
+
+ROW, SET = "ledpo_row", "ledpo_set"  # columns: which row of which cached data set
+CACHED = "ledpo_cached_"
+
+
+def why_not(args: Any, loss: Any, strategy: BetaStrategy, datasets: Mapping[str, Any]) -> str | None:
+    """Return why the reference cannot be cached, "" if there is none to cache, or None if it can."""
+    if not (loss.needs_reference or strategy.needs_reference):
+        return ""
+    if args.disable_reference_cache:
+        return "disable_reference_cache is true"
+    if loss.data != "pairs":
+        return "it holds pairs, and this stage trains on single answers"
+    if "epsilon_step" in strategy.needs:
+        return "beta_mode epsilon_dpo needs the reference's full logits at every step"
+    for data in datasets.values():
+        if not hasattr(data, "__getitem__"):
+            return "streamed data has no fixed rows"
+        if any(data[0].get(kind) for kind in ("images", "videos", "audios")):
+            return "its key knows tokens only, and the data has images, videos or audio"
+    return None
+
+
+def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, data: Any) -> dict[str, Any]:
+    """Return everything that the reference's values of a data set depend on."""
+    memory = default_folder()
+    adapters = list(model_args.adapter_name_or_path or [])
+    # The host merges all adapters but the one it goes on training; what is merged is part of the reference.
+    merged = adapters if finetuning_args.create_new_adapter else adapters[:-1]
+    own = finetuning_args.ref_model is not None
+    return {
+        "model": files_hash(finetuning_args.ref_model if own else model_args.model_name_or_path, memory),
+        "revision": model_args.model_revision,
+        "adapters": files_hash(finetuning_args.ref_model_adapters, memory)
+        if own
+        else [files_hash(adapter, memory) for adapter in merged],
+        "quantization": finetuning_args.ref_model_quantization_bit if own else model_args.quantization_bit,
+        "rope_scaling": str(model_args.rope_scaling),
+        "dtype": f"{model_args.compute_dtype} fp16={training_args.fp16} bf16={training_args.bf16}",
+        "tokenizer": files_hash(model_args.model_name_or_path, memory),
+        "template": [data_args.template, data_args.default_system, data_args.tool_format, data_args.enable_thinking],
+        "cutoff_len": data_args.cutoff_len,
+        "data": fingerprint(data),
+    }
+
+
+def open_caches(
+    datasets: Mapping[str, Any], strategy: BetaStrategy, head_source: str | None, hidden_size: int, key_of: Callable
+) -> tuple[dict[str, Any], list[ReferenceCache]]:
+    """Return the data sets with columns that say where each row's values are, and the caches they are in.
+
+    Args:
+        datasets: name -> tokenized data set.
+        strategy: whose needs decide what is kept besides log-probabilities.
+        head_source: "reference" if the strategy reads the reference's states.
+        hidden_size: width of the hidden state.
+        key_of: data set -> key.
+    """
+    fields: dict[str, tuple[int, ...]] = {LOGPS: (2,)}
+    if head_source == "reference":
+        fields |= {"hidden": (hidden_size,)} if "hidden" in strategy.needs else {}
+        fields |= {"prompt_nll": ()} if "prompt_nll" in strategy.needs else {}
+    if "reference_entropy" in strategy.needs:
+        fields["entropy"] = (2,)
+    marked, caches = {}, []
+    for number, (name, data) in enumerate(datasets.items()):
+        caches.append(ReferenceCache(default_folder(), key_of(data), len(data), fields))
+        marked[name] = data.add_column(ROW, list(range(len(data)))).add_column(SET, [number] * len(data))
+    return marked, caches
+
+
+def to_output(batch: Mapping[str, Any]) -> RowOutput | None:
+    """Return the reference's results that the collator found in the cache, or None."""
+    found = {key.removeprefix(CACHED): value for key, value in batch.items() if key.startswith(CACHED)}
+    if not found:
+        return None
+    return RowOutput(
+        logps=_rows(found[LOGPS]),
+        lengths=None,
+        hidden=found.get("hidden"),
+        prompt_nll=found.get("prompt_nll"),
+        entropy=_rows(found["entropy"]) if "entropy" in found else None,
+    )
+
+
+def to_values(output: RowOutput, size: int) -> dict[str, Tensor]:
+    """Return what a cache keeps of a pass of the reference over `size` pairs."""
+    values = {LOGPS: torch.stack(output.logps.chunk(2), dim=1)}
+    if output.hidden is not None:
+        values["hidden"] = output.hidden[:size]
+    if output.prompt_nll is not None:
+        values["prompt_nll"] = output.prompt_nll[:size]
+    if output.entropy is not None:
+        values["entropy"] = torch.stack(output.entropy.chunk(2), dim=1)
+    return values
+
+
+def _rows(columns: Tensor) -> Tensor:
+    return torch.cat(columns.unbind(1))
+
+
+class CacheKeeper(TrainerCallback):
+    """Brings values from the device at each log, and writes them at each epoch, checkpoint, evaluation and the end."""
+
+    def __init__(self, caches: list[ReferenceCache], log: Callable[[str], None]):
+        self.caches = caches
+        self.log = log
+
+    def _save(self) -> None:
+        for cache in self.caches:
+            try:
+                cache.save()
+            except CacheError as error:  # what was computed is right all the same: training goes on
+                self.log(f"{error} Training goes on without writing it.")
+
+    def on_log(self, args, state, control, **kwargs):
+        """Collect."""
+        for cache in self.caches:
+            cache.collect()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Save."""
+        self._save()
+
+    def on_save(self, args, state, control, **kwargs):
+        """Save."""
+        self._save()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Save."""
+        self._save()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Save."""
+        self._save()
+
+
+def describe(caches: list[ReferenceCache]) -> list[str]:
+    """Return sentences on what was found."""
+    found = sum(int(cache.filled.sum()) for cache in caches)
+    rows = sum(cache.rows for cache in caches)
+    notes = [cache.note for cache in caches if cache.note]
+    folder = Path(caches[0].folder).parent if caches else None
+    return [*notes, f"Reference cache: {found} of {rows} pairs are in {folder}; the others are added as they come."]
