@@ -2,6 +2,7 @@
 # make quickstart   train LEDPO on a real model and real preference pairs on a CPU, and show what it did
 # make test         style and the quick tests, as CI does
 # make test-slow    the tests that need the real model
+# make docs         the READMEs' tables, from the code's own
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
 # model; its template must be given, too, if it is not SmolLM2's), ARGS (further key=value pairs of the recipe).
 
@@ -16,7 +17,7 @@ RUN := runs/quickstart
 OFFLINE := HF_HUB_OFFLINE=1
 ONLINE_IF_MODEL := $(if $(MODEL),,$(OFFLINE))
 
-.PHONY: setup quickstart prepare test test-slow lint format clean clean-all
+.PHONY: setup quickstart prepare test test-slow lint format docs clean clean-all
 
 setup: $(STAMP)
 
@@ -57,6 +58,9 @@ test-slow: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+docs: setup
+	@$(BIN)/python -m ledpo_plugin.tables README.md README_zh.md
 
 format: setup
 	@$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ledpo_plugin.betas import BETAS
 from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.recipe import (
@@ -347,7 +348,14 @@ COMBINATIONS = (
     Bad("neat packing", {"neat_packing": True}, "neat_packing", "cannot be packed", "remove neat_packing"),
     Bad("prompt", {"train_on_prompt": True}, "train_on_prompt", "stay masked", "remove train_on_prompt"),
     Bad("history", {"mask_history": True}, "mask_history", "serves only stage sft", "remove mask_history"),
-    Bad("fp16", {"fp16": True, "deepspeed": "{root}/ds.json"}, "fp16", "keeps beta's parameters", "bf16: true"),
+    Bad(
+        "a learned beta evaluated without its head",
+        {"do_train": False, "dataset": GONE, "do_eval": True, "eval_dataset": "pairs", "beta_mode": "head"},
+        "beta_mode",
+        "no beta_head_path is given",
+        "set beta_head_path to the run's folder",
+    ),
+    Bad("fp16", {"fp16": True, "deepspeed": "{root}/ds.json"}, "fp16", "cannot be unscaled", "bf16: true"),
     Bad(
         "adapter in full tuning",
         {"finetuning_type": "full", "adapter_name_or_path": "{root}/adapter"},
@@ -484,7 +492,7 @@ def test_good_combination_passes_before_and_after_resolution(change, root, host_
     assert resolve_recipe(resolved) == resolved
     loss = LOSSES[change["pref_loss"]]
     assert resolved["beta_mode"] in loss.beta_modes
-    for key, value in loss.recommended.items():
+    for key, value in {**loss.recommended, **BETAS[resolved["beta_mode"]].recommended}.items():
         assert resolved[key] == pytest.approx(value * (10 if key == "learning_rate" else 1))
     assert ("beta_min" in resolved) == (resolved["beta_mode"] in LEARNED_MODES)
 
@@ -504,7 +512,13 @@ GOOD = {
     "deepspeed fp16, fixed": {**FIXED, "deepspeed": "{root}/ds.json", "fp16": True},
     "evaluation": {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 10, "load_best_model_at_end": True},
     "number of examples": {"val_size": 50},
-    "evaluation only": {"do_train": False, "dataset": GONE, "do_eval": True, "eval_dataset": "pairs"},
+    "evaluation only": {
+        "do_train": False,
+        "dataset": GONE,
+        "do_eval": True,
+        "eval_dataset": "pairs",
+        "beta_mode": "fixed",
+    },
     "resume": {"resume_from_checkpoint": True},
     "one width": {"beta_head_widths": 128},
     "widths": {"beta_head_widths": "256, 64"},

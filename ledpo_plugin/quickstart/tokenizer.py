@@ -1,7 +1,7 @@
 """SmolLM2's tokenizer, rebuilt from the vocabulary and merges in its GGUF file, and the test of any such rebuild.
 
-transformers cannot be used for this: from this file it makes a CodeLlamaTokenizer that turns every space into id 0
-and ends answers with <|im_start|>.
+transformers cannot be used for this: from this file it makes a CodeLlamaTokenizer that starts every text and ends
+every answer with <|im_start|>, and that, once saved and loaded again, turns every space into id 0.
 """
 
 from collections.abc import Mapping
