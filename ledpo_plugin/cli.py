@@ -51,6 +51,16 @@ def _validate(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _cache(args: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+
+    from .workflow import fill_caches
+
+    recipe = OmegaConf.merge(OmegaConf.load(args.recipe), OmegaConf.from_cli(args.overrides))
+    print("\n".join(fill_caches(OmegaConf.to_container(recipe))))
+    return 0
+
+
 def _quickstart(args: argparse.Namespace) -> int:
     from . import quickstart
 
@@ -74,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check recipes without loading a model")
     validate.add_argument("recipes", nargs="+")
     validate.set_defaults(run_command=_validate)
+
+    cache = commands.add_parser("cache", help="compute what the reference model says of a recipe's data, once for all")
+    cache.add_argument("recipe")
+    cache.add_argument("overrides", nargs="*", help="key=value, as for llamafactory-cli train")
+    cache.set_defaults(run_command=_cache)
 
     beta = commands.add_parser("beta", help="beta(x) per prompt of a trained run")
     beta.add_argument("run", help="output_dir of a run, or one of its checkpoints")

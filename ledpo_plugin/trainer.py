@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
@@ -170,6 +171,26 @@ class PreferenceTrainer(Trainer):
         if source == "reference" and "epsilon_step" in needs:
             wants = wants | {"logits"}
         return frozenset(wants)
+
+    def fill_caches(self) -> list[str]:
+        """Run the reference over every row that is not in its cache yet; return a sentence per data set."""
+        sets = [self.train_dataset] if self.train_dataset is not None else []
+        evaluated = self.eval_dataset if self.eval_dataset is not None else {}
+        sets += list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
+        notes = []
+        for cache, data in zip(self.caches, sets, strict=True):
+            before, size = int(cache.filled.sum()), self.args.per_device_eval_batch_size
+            missing = [row for row in range(cache.rows) if not cache.filled[row]]
+            for start in tqdm(range(0, len(missing), size), desc=f"reference of {cache.rows} pairs", unit="batch"):
+                batch = self.data_collator([data[row] for row in missing[start : start + size]])
+                self._reference_rows(self.model, self._prepare_inputs(batch), self._wants("reference"))
+                cache.collect()
+                if start // size % 100 == 99:
+                    cache.save()
+            cache.save()
+            added = int(cache.filled.sum()) - before
+            notes.append(f"{added} of {cache.rows} pairs added, {int(cache.filled.sum())} in {cache.folder}")
+        return notes
 
     # ---- loss
 

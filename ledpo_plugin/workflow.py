@@ -1,17 +1,18 @@
 """From the host's arguments to a finished run: tokenizer, data, model, reference, strategy, trainer, results."""
 
+import importlib
 from typing import Any
 
 from .caching import cache_key, describe, open_caches, why_not
 from .data_checks import drop_unusable
 from .head_file import build_strategy, head_config, load_head
-from .host import pieces
+from .host import TUNER, pieces
 from .layout import Batches
 from .losses import LOSSES
 from .reference_cache import ReferenceCache
 from .run_record import write_record
 from .shared_prompt import Costs
-from .trainer import PairTrainer, UnpairedTrainer
+from .trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
 
 PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
 
@@ -104,8 +105,10 @@ def _plot_keys(dataset_module: dict[str, Any]) -> list[str]:
     return keys
 
 
-def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
-    """Train and evaluate as the recipe says; called by LLaMA-Factory in place of its own DPO workflow."""
+def build_trainer(
+    model_args, data_args, training_args, finetuning_args, callbacks=None
+) -> tuple[PreferenceTrainer, dict[str, Any]]:
+    """Load tokenizer, data, model, reference and strategy as the recipe says; return the trainer and its data."""
     host = pieces()
     log = host.logging.get_logger("llamafactory.ledpo").info_rank0
     loss = LOSSES[finetuning_args.pref_loss]
@@ -115,8 +118,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
     )
 
     tokenizer_module = host.load_tokenizer(model_args)
-    tokenizer = tokenizer_module["tokenizer"]
-    template = host.get_template(tokenizer, data_args)
+    template = host.get_template(tokenizer_module["tokenizer"], data_args)
     host_stage = "rm" if loss.data == "pairs" else "kto"  # what the host's data loading calls such data
     dataset_module = host.get_dataset(
         template, model_args, data_args, training_args, stage=host_stage, **tokenizer_module
@@ -124,7 +126,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
     for split in ("train_dataset", "eval_dataset"):
         if dataset_module.get(split) is not None:
             dataset_module[split] = drop_unusable(dataset_module[split], split.removesuffix("_dataset"), loss.data, log)
-    model = host.load_model(tokenizer, model_args, finetuning_args, training_args.do_train)
+    model = host.load_model(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
 
     config = head_config(
         finetuning_args,
@@ -139,10 +141,11 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
     needs_reference = loss.needs_reference or strategy.needs_reference
-    caches = _caches(dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log)
 
     collator = _collator(loss, data_args, strategy, model, template, tokenizer_module)
-    collator.caches = caches
+    collator.caches = _caches(
+        dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
+    )
     trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
     trainer = trainer_class(
         model=model,
@@ -151,12 +154,34 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         finetuning_args=finetuning_args,
         strategy=strategy,
         head_config=config,
-        caches=caches,
+        caches=collator.caches,
         data_collator=collator,
         callbacks=callbacks,
         **dataset_module,
         **tokenizer_module,
     )
+    return trainer, dataset_module
+
+
+def fill_caches(recipe: dict[str, Any]) -> list[str]:
+    """Compute the reference's values of a recipe's data sets, with a progress bar; return a sentence per data set.
+
+    Raises:
+        ValueError: the recipe's reference cannot be cached; the message says why.
+    """
+    tuner = importlib.import_module(TUNER)
+    model_args, data_args, training_args, finetuning_args, _ = tuner.get_train_args(recipe)
+    trainer, _ = build_trainer(model_args, data_args, training_args, finetuning_args)
+    if not trainer.caches:
+        raise ValueError("This recipe has no reference to cache, or one that cannot be cached (see the log above).")
+    return trainer.fill_caches()
+
+
+def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
+    """Train and evaluate as the recipe says; called by LLaMA-Factory in place of its own DPO workflow."""
+    host = pieces()
+    loss = LOSSES[finetuning_args.pref_loss]
+    trainer, dataset_module = build_trainer(model_args, data_args, training_args, finetuning_args, callbacks)
     if trainer.is_world_process_zero():
         write_record(
             training_args.output_dir,
