@@ -21,6 +21,9 @@ from .head_file import HeadFileError
 
 STATE = "ledpo_training_state.safetensors"
 MEAN = "reward_mean."
+# At the first step every margin is 0 but for rounding, and so is the gradient. Adam divides by its size: with the usual
+# 1e-8 rounding alone would move beta as far as anything learned.
+EPSILON = 1e-5
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -57,7 +60,9 @@ class BetaTraining(TrainerCallback):
         self.max_grad_norm = max_grad_norm
         self.trainer = trainer
         self.parameters = [p for p in strategy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=0.0) if self.parameters else None
+        self.optimizer = None
+        if self.parameters:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=0.0, eps=EPSILON)
         self.grad_norms: list[Tensor] = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):

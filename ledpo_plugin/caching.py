@@ -49,6 +49,7 @@ def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_ar
         else [files_hash(adapter, memory) for adapter in merged],
         "quantization": finetuning_args.ref_model_quantization_bit if own else model_args.quantization_bit,
         "rope_scaling": str(model_args.rope_scaling),
+        "attention": str(model_args.flash_attn),
         "dtype": f"{model_args.compute_dtype} fp16={training_args.fp16} bf16={training_args.bf16}",
         "tokenizer": files_hash(model_args.model_name_or_path, memory),
         "template": [data_args.template, data_args.default_system, data_args.tool_format, data_args.enable_thinking],

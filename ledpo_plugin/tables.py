@@ -207,7 +207,7 @@ def _acts_with(field: Field, say: Callable[[str], str]) -> str:
     for fact, key in (("modes", "beta_mode"), ("losses", "pref_loss")):
         if fact in facts:
             return f"`{key}`: " + ", ".join(facts[fact])
-    return say("every LEDPO stage")
+    return say(facts["data"]) if "data" in facts else say("every LEDPO stage")
 
 
 def main(paths: Sequence[str]) -> int:

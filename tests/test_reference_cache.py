@@ -153,6 +153,7 @@ def _arguments() -> dict[str, SimpleNamespace]:
             quantization_bit=None,
             rope_scaling=None,
             compute_dtype="float32",
+            flash_attn="auto",
         ),
         "data_args": SimpleNamespace(
             template="chatml", default_system=None, tool_format=None, enable_thinking=True, cutoff_len=128
@@ -181,6 +182,7 @@ ROW = {
         ("model_args", "quantization_bit", 4),
         ("model_args", "rope_scaling", "yarn"),
         ("model_args", "compute_dtype", "bfloat16"),
+        ("model_args", "flash_attn", "disabled"),
         ("data_args", "template", "llama3"),
         ("data_args", "default_system", "You are"),
         ("data_args", "tool_format", "glm4"),

@@ -1,0 +1,520 @@
+"""A step of LEDPO against LLaMA-Factory's own DPO stage and TRL's DPOTrainer, side by side in one run.
+
+    python benchmarks/speed.py                 about 25 minutes on 2 cores; needs `ledpo quickstart prepare`
+
+Every contender is a process of its own that loads the same model and the same tokenized pairs in the same order, and
+waits; the driver lets one of them make one step at a time, in turn, so that all see the same state of the machine.
+Writes docs/performance.md, docs/performance.png and docs/performance.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".ledpo"
+MODEL = WORK / "models" / "SmolLM2-135M-Instruct"
+PAIRS, BATCH, CUTOFF = 24, 2, 512
+
+# name -> (label, kind, recipe keys beyond the common ones)
+CONTENDERS = {
+    "a": ("LLaMA-Factory stage dpo, as it comes", "recipe", {"stage": "dpo", "disable_gradient_checkpointing": False}),
+    "b": ("LLaMA-Factory stage dpo, no checkpointing", "recipe", {"stage": "dpo"}),
+    "c": ("TRL DPOTrainer, as it comes", "trl", {}),
+    "d": ("TRL DPOTrainer, precompute_ref_log_probs", "trl", {"precompute_ref_log_probs": True}),
+    "first": ("LEDPO head, first epoch", "recipe", {"stage": "ledpo", "beta_mode": "head"}),
+    "fixed": ("LEDPO fixed beta, later epochs", "recipe", {"stage": "ledpo", "beta_mode": "fixed"}),
+    "head": ("LEDPO head, later epochs", "recipe", {"stage": "ledpo", "beta_mode": "head"}),
+}
+FILLED = ("fixed", "head")
+TARGETS = (
+    ("samples per second against (a), later epochs", "a", "head", 3.0),
+    ("samples per second against (b), later epochs", "b", "head", 2.5),
+    ("samples per second against (c), later epochs", "c", "head", 2.5),
+    ("samples per second against (d), later epochs", "d", "head", 1.7),
+    ("samples per second against (a), first epoch", "a", "first", 2.0),
+)
+
+
+def common_recipe(data: Path, output: Path, steps: int) -> dict:
+    """Return the keys that all contenders of LLaMA-Factory share."""
+    return {
+        "model_name_or_path": str(MODEL),
+        "template": "chatml",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 8,
+        "lora_target": "all",
+        "pref_beta": 0.1,
+        "dataset_dir": str(data),
+        "dataset": "pairs",
+        "cutoff_len": CUTOFF,
+        "overwrite_cache": True,
+        "per_device_train_batch_size": BATCH,
+        "max_steps": steps,
+        "learning_rate": 5.0e-6,
+        "lr_scheduler_type": "constant",
+        "disable_shuffling": True,
+        "disable_gradient_checkpointing": True,
+        "output_dir": str(output),
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "seed": 42,
+    }
+
+
+def write_pairs(folder: Path) -> None:
+    """Write the first pairs of dpo_en_demo, in the order of the source, as a data set of their own."""
+    selection = json.loads((WORK / "data" / "dataset_info.json").read_text())
+    rows = json.loads((WORK / "data" / "dpo_en_demo_train.json").read_text())
+    rows += json.loads((WORK / "data" / "dpo_en_demo_heldout.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.json").write_text(json.dumps(rows[:PAIRS]))
+    entry = selection["dpo_en_demo_train"] | {"file_name": "pairs.json"}
+    (folder / "dataset_info.json").write_text(json.dumps({"pairs": entry}))
+
+
+# ---- a contender's process
+
+
+def memory(field: str) -> float:
+    """Return a field of this process's status in GB: VmRSS (resident now) or VmHWM (its peak)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024**2
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def gate():
+    """Return a callback that makes one optimizer step per line on standard input, and reports each."""
+    from transformers import TrainerCallback
+
+    class Gate(TrainerCallback):
+        """Waits before each step, reports after it."""
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1024**3
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+            say("ready", weights=weights, memory=memory("VmRSS"))
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if not sys.stdin.readline():
+                os._exit(0)
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            say("step", seconds=time.perf_counter() - self.start, memory=memory("VmHWM"))
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                say("loss", loss=logs["loss"])
+
+    return Gate()
+
+
+def say(event: str, **facts) -> None:
+    """Report to the driver, past whatever else is printed."""
+    os.write(int(os.environ["SPEED_FD"]), (json.dumps({"event": event, **facts}) + "\n").encode())
+
+
+def be_contender(name: str, folder: Path, steps: int) -> None:
+    """Run one contender until the driver closes standard input."""
+    _, kind, keys = CONTENDERS[name]
+    recipe = common_recipe(folder / "data", folder / name, steps) | {"overwrite_output_dir": True} | keys
+    start = time.perf_counter()
+    if kind == "recipe":
+        from llamafactory.train.tuner import run_exp
+
+        run_exp(recipe, callbacks=[gate()])
+    else:
+        be_trl(folder, recipe, keys, start)
+
+
+def be_trl(folder: Path, recipe: dict, keys: dict, start: float) -> None:
+    """Run TRL's DPOTrainer on the very token ids that LLaMA-Factory's data loading makes."""
+    import llamafactory.train.dpo.trainer  # noqa: F401  (before trl, which else asks for a package that is not there)
+    import torch
+    from datasets import Dataset
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import load_model, load_tokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    recipe = {k: v for k, v in recipe.items() if k not in keys} | {
+        "stage": "dpo",
+        "disable_gradient_checkpointing": True,
+    }
+    model_args, data_args, training_args, finetuning_args, _ = get_train_args(recipe)
+    module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    data = get_dataset(template, model_args, data_args, training_args, stage="rm", **module)["train_dataset"]
+    model = load_model(module["tokenizer"], model_args, finetuning_args, True)
+    type(model.get_base_model()).warnings_issued = {}
+    type(model).warnings_issued = {}
+    rows = []
+    for row in data:
+        prompt = next(i for i, label in enumerate(row["chosen_labels"]) if label != -100)
+        rows.append(
+            {
+                "prompt_input_ids": row["chosen_input_ids"][:prompt],
+                "chosen_input_ids": row["chosen_input_ids"][prompt:],
+                "rejected_input_ids": row["rejected_input_ids"][prompt:],
+            }
+        )
+    config = DPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=BATCH,
+        max_steps=recipe["max_steps"],
+        learning_rate=5e-6,
+        lr_scheduler_type="constant",
+        beta=0.1,
+        bf16=False,
+        max_length=None,
+        max_prompt_length=None,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        **keys,
+    )
+    text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(rows))
+    trainer = DPOTrainer(
+        model=model, args=config, train_dataset=text, processing_class=module["tokenizer"], callbacks=[gate()]
+    )
+    trainer.train_dataset = Dataset.from_list(rows)
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    if keys:
+        begin = time.perf_counter()
+        trainer.get_train_dataloader()
+        say("precompute", seconds=time.perf_counter() - begin)
+    trainer.train()
+
+
+# ---- the driver
+
+
+class Contender:
+    """A process that makes steps on demand."""
+
+    def __init__(self, name: str, folder: Path, steps: int):
+        self.name, self.label = name, CONTENDERS[name][0]
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.precompute = 0.0
+        read, write = os.pipe()
+        cache = folder / ("cache" if name in FILLED else f"cache_{name}")
+        env = os.environ | {"SPEED_FD": str(write), "LEDPO_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        self.log = open(folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--contender", name, "--work", str(folder), "--steps", str(steps)],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+            env=env,
+            pass_fds=(write,),
+            cwd=folder,
+            text=True,
+        )
+        os.close(write)
+        self.events = os.fdopen(read, encoding="utf-8")
+        ready = self._next("ready")
+        self.weights, self.before = ready["weights"], ready["memory"]
+        self.memory = self.before
+
+    def _next(self, wanted: str) -> dict:
+        for line in self.events:
+            event = json.loads(line)
+            if event["event"] == "loss":
+                self.losses.append(event["loss"])
+            elif event["event"] == "precompute":
+                self.precompute = event["seconds"]
+            elif event["event"] == wanted:
+                return event
+        sys.exit(f"{self.label} ended early; see {self.log.name}")
+
+    def step(self) -> float:
+        """Let it make one step; return its seconds."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        event = self._next("step")
+        self.seconds.append(event["seconds"])
+        self.memory = event["memory"]
+        return event["seconds"]
+
+    def close(self) -> None:
+        """End it."""
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+def matmul_rate() -> float:
+    """Return this machine's fp32 matmul rate, GFLOP/s: the best of several, at a size of the model's own layers."""
+    import torch
+
+    a, b = torch.randn(1024, 576), torch.randn(576, 1536)
+    best = 0.0
+    for _ in range(30):
+        begin = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        best = max(best, 10 * 2 * 1024 * 576 * 1536 / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def unique_flops(folder: Path) -> float:
+    """Return the FLOPs that a step of the policy needs at least: each unique token once, the logits of responses.
+
+    Per weight 2 forward and 2 backward (LoRA: no gradient of the weights themselves), and LoRA's own layers. Attention,
+    which grows with the square of the length, is counted forward and twice that backward.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(MODEL), AutoTokenizer.from_pretrained(MODEL)
+    rows = json.loads((folder / "data" / "pairs.json").read_text())
+    d, layers, hidden = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    kv = d * config.num_key_value_heads // config.num_attention_heads
+    linear = layers * (2 * d * d + 2 * d * kv + 3 * d * hidden)
+    total = 0.0
+    for row in rows:
+        prompt = sum(len(tokenizer(turn["value"])["input_ids"]) + 5 for turn in row["conversations"])
+        answers = [len(tokenizer(row[side]["value"])["input_ids"]) + 1 for side in ("chosen", "rejected")]
+        prompt, answers = _cut(prompt, answers)
+        tokens = prompt + sum(answers)
+        seen = prompt * prompt / 2 + sum(n * (prompt + n / 2) for n in answers)
+        total += 4 * linear * tokens + 4 * config.vocab_size * d * sum(answers) + 3 * 4 * d * layers * seen
+    return total * BATCH / len(rows)
+
+
+def _cut(prompt: int, answers: list[int]) -> tuple[int, list[int]]:
+    longest = max(answers)
+    if longest * 2 < CUTOFF:
+        room = CUTOFF
+    elif prompt * 2 < CUTOFF:
+        room = CUTOFF - prompt
+    else:
+        room = int(CUTOFF * longest / (prompt + longest))
+    longest = min(room, longest)
+    return min(prompt, CUTOFF - longest), [min(n, longest) for n in answers]
+
+
+def sweep() -> list[dict]:
+    """Time the policy's pass, forward and backward, plain and fast, over lengths, batches and shares."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from ledpo_plugin.forward import forward_rows
+    from ledpo_plugin.shared_prompt import Costs, shared_batch
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    config = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    costs = Costs.of(model.config)
+
+    def pair(prompt: int, answer: int) -> dict:
+        start = torch.randint(100, 40000, (prompt,)).tolist()
+        row = {}
+        for side in ("chosen", "rejected"):
+            tokens = torch.randint(100, 40000, (answer,)).tolist()
+            row[f"{side}_input_ids"], row[f"{side}_labels"] = start + tokens, [-100] * prompt + tokens
+        return row
+
+    def plain(rows: list[dict]) -> dict:
+        sides = [(row[f"{s}_input_ids"], row[f"{s}_labels"]) for s in ("chosen", "rejected") for row in rows]
+        ids, labels = (torch.tensor(column) for column in zip(*sides, strict=True))
+        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+    def seconds(batch: dict) -> float:
+        begin = time.perf_counter()
+        forward_rows(model, batch).logps.sum().backward()
+        model.zero_grad()
+        return time.perf_counter() - begin
+
+    cases = [("length", n, 1, n // 2, n // 2) for n in (256, 512, 1024, 2048)]
+    cases += [("batch", n, n, 128, 128) for n in (1, 2, 4)]
+    cases += [
+        ("share of response tokens", share, 2, int(256 * (1 - share)), int(256 * share)) for share in (0.1, 0.5, 0.9)
+    ]
+    found = []
+    for kind, value, batch, prompt, answer in cases:
+        rows = [pair(prompt, answer) for _ in range(batch)]
+        layouts = (plain(rows), shared_batch(rows, 0, costs))
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(1 if kind == "length" and value == 2048 else 3):
+            for layout, into in zip(layouts, times, strict=True):
+                into.append(seconds(layout))
+        slow, fast = (statistics.median(values) for values in times)
+        found.append({"kind": kind, "value": value, "plain": slow, "fast": fast, "ratio": slow / fast})
+    return found
+
+
+def markdown(result: dict) -> str:
+    """Return the report; every number in it was measured by this run."""
+    rows = {row["name"]: row for row in result["contenders"]}
+    lines = [
+        "# Performance",
+        "",
+        f"Made by `python benchmarks/speed.py` on {result['date']}; do not edit. SmolLM2-135M-Instruct, LoRA r8 on all "
+        f"linear layers, fp32, AdamW, {PAIRS} real pairs (dpo_en_demo) in the same order, {BATCH} pairs a step, cutoff "
+        f"{CUTOFF}; {result['steps']} steps of each, in turn, one at a time. {result['machine']}.",
+        "",
+        "| contender | seconds a step, median (min to max) | pairs a second | peak memory above the weights, GB |",
+        "|---|---|---|---|",
+    ]
+    for row in result["contenders"]:
+        seconds = row["seconds"]
+        lines.append(
+            f"| {row['label']} | {statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | "
+            f"{BATCH / statistics.median(seconds):.3f} | {row['above']:.2f} |"
+        )
+    pre = rows["d"]["precompute"]
+    lines += [
+        "",
+        f"(d) spent {pre:.0f} s before its first step on the reference of {PAIRS} pairs; LEDPO's first epoch holds it.",
+        "",
+        "| target | wanted | measured | |",
+        "|---|---|---|---|",
+    ]
+    for label, other, ours, wanted in TARGETS:
+        ratio = statistics.median(a / b for a, b in zip(rows[other]["seconds"], rows[ours]["seconds"], strict=True))
+        lines.append(
+            f"| {label} | {wanted:.1f} x | {ratio:.2f} x | {'reached' if ratio >= wanted else 'NOT reached'} |"
+        )
+    share = rows["head"]["above"] / rows["b"]["above"]
+    lines.append(f"| peak memory above the weights against (b) | 0.5 x | {share:.2f} x | {_reached(share <= 0.5)} |")
+    cost = statistics.median(a / b for a, b in zip(rows["head"]["seconds"], rows["fixed"]["seconds"], strict=True)) - 1
+    lines.append(f"| learned head against fixed beta | 1 % slower | {cost:+.1%} | {_reached(cost <= 0.01)} |")
+    rate = result["flops"] / statistics.median(rows["head"]["seconds"]) / 1e9
+    part = rate / result["matmul"]
+    lines.append(
+        f"| of the measured matmul rate ({result['matmul']:.0f} GFLOP/s), on unique tokens | 60 % | {part:.0%} | "
+        f"{_reached(part >= 0.6)} |"
+    )
+    lines += [
+        "",
+        "Ratios are medians over steps of the same pairs. Reading: (a) to (d) compute every prompt twice and logits at "
+        "every position.",
+        "",
+        "## The policy's pass alone",
+        "",
+        "Forward and backward, plain layout against shared prompts with logits at response positions only:",
+        "",
+        "| varied | value | plain, s | fast, s | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['kind']} | {row['value']} | {row['plain']:.2f} | {row['fast']:.2f} | {row['ratio']:.2f} x |"
+        for row in result["sweep"]
+    ]
+    lines += ["", "![seconds a step](performance.png)", "", f"Versions: {result['versions']}.", ""]
+    return "\n".join(lines)
+
+
+def _reached(yes: bool) -> str:
+    return "reached" if yes else "NOT reached"
+
+
+def plot(result: dict, path: Path) -> None:
+    """Draw seconds per step of every contender."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = result["contenders"]
+    figure, axis = plt.subplots(figsize=(9, 3.6))
+    medians = [statistics.median(row["seconds"]) for row in rows]
+    spread = [[m - min(r["seconds"]) for m, r in zip(medians, rows, strict=True)]]
+    spread.append([max(r["seconds"]) - m for m, r in zip(medians, rows, strict=True)])
+    axis.barh([row["label"] for row in rows], medians, xerr=spread, color="0.7", edgecolor="black", capsize=3)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds per step of 2 pairs (median; bars from the fastest to the slowest step)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Drive the contenders, or be one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--only", nargs="*", help="contenders to run; no report then")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        be_contender(args.contender, args.work, args.steps)
+        return
+    if not MODEL.is_dir():
+        sys.exit(f"{MODEL} is missing. Run: ledpo quickstart prepare")
+    folder = args.work or Path(tempfile.mkdtemp(prefix="ledpo-speed-"))
+    write_pairs(folder / "data")
+    from ledpo_plugin.run_record import package_versions
+
+    names = args.only or list(CONTENDERS)
+    if any(name in FILLED for name in names):
+        fill(folder)
+    running = [Contender(name, folder, args.steps) for name in names]
+    for number in range(args.steps):
+        times = {contender.name: round(contender.step(), 2) for contender in running}
+        print(f"step {number + 1}: {times}", flush=True)
+    rate = matmul_rate()
+    for contender in running:
+        contender.close()
+    result = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "steps": args.steps,
+        "matmul": rate,
+        "flops": unique_flops(folder),
+        "contenders": [
+            {
+                "name": c.name,
+                "label": f"({c.name}) {c.label}" if len(c.name) == 1 else c.label,
+                "seconds": c.seconds,
+                "losses": c.losses,
+                "precompute": c.precompute,
+                "weights": c.weights,
+                "memory": c.memory,
+                "above": c.memory - c.before,
+            }
+            for c in running
+        ],
+        "versions": ", ".join(f"{name} {found}" for name, found in package_versions().items()),
+    }
+    print(json.dumps({row["name"]: [round(row["above"], 2), row["losses"]] for row in result["contenders"]}))
+    if args.only:
+        return
+    result["sweep"] = sweep()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "performance.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "performance.md").write_text(markdown(result))
+    plot(result, args.out / "performance.png")
+    print(markdown(result))
+
+
+def fill(folder: Path) -> None:
+    """Fill the cache of the later epochs, as the first epoch would have done."""
+    import yaml
+
+    env = os.environ | {"LEDPO_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    for name in FILLED:
+        recipe = common_recipe(folder / "data", folder / f"fill_{name}", 1) | CONTENDERS[name][2]
+        path = folder / f"fill_{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        ledpo = Path(sys.executable).parent / "ledpo"
+        with open(folder / f"fill_{name}.log", "w", encoding="utf-8") as log:
+            subprocess.run([str(ledpo), "cache", str(path)], check=True, env=env, stdout=log, stderr=log)
+
+
+if __name__ == "__main__":
+    main()
