@@ -451,14 +451,14 @@ def test_center_brings_the_geometric_mean_back_to_beta0(case):
     assert off.offset == 0
 
 
-def test_center_moves_by_a_tenth_of_the_mean_over_all_ranks():
+def test_center_moves_by_half_of_the_mean_over_all_ranks():
     """The other rank's log factors are all 1; ours are bound(0.5) = ln10 tanh(0.5 / ln10) = 0.4923..."""
     strategy = HeadBeta(hidden_size=WIDTH, center=True)
     with torch.no_grad():
         strategy.head.layers[-1].bias += 0.5
     strategy(features(gather=lambda tensor: torch.cat([tensor, torch.ones(SIZE)])))
     ours = math.log(10) * math.tanh(0.5 / math.log(10))
-    assert strategy.offset.item() == pytest.approx(0.1 * (ours + 1) / 2, rel=1e-5)
+    assert strategy.offset.item() == pytest.approx(0.5 * (ours + 1) / 2, rel=1e-5)
     assert not strategy.offset.requires_grad
 
 

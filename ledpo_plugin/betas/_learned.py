@@ -15,7 +15,7 @@ from ledpo_plugin.betas._maps import ACTIVATIONS, Bounds
 from ledpo_plugin.betas._types import BetaFeatures, BetaOutput, BetaStrategy
 from ledpo_plugin.hparams import LedpoArguments
 
-_CENTER_MOMENTUM = 0.9
+_CENTER_MOMENTUM = 0.5  # a head that drifts by d a step is held at d / (1 - momentum); 0.9 let it drift far
 
 
 class LearnedBeta(BetaStrategy):
@@ -58,7 +58,7 @@ class PromptBeta(LearnedBeta):
     """A learned beta with a head on the prompt's hidden state, and the option to hold its mean.
 
     `center` holds the running geometric mean of beta at beta0, as far as the bounds allow, by integral control: the
-    buffer `offset` (0 at the start) collects a tenth of each training batch's mean log factor, over all ranks, and
+    buffer `offset` (0 at the start) collects half of each training batch's mean log factor, over all ranks, and
     subclasses subtract it from what they map. Outside training it stays as it is.
     """
 
