@@ -49,7 +49,7 @@ quickstart: prepare
 	@$(ONLINE_IF_MODEL) LLAMAFACTORY_VERBOSITY=WARN TQDM_DISABLE=1 $(BIN)/ledpo quickstart show $(RUN)
 
 test: lint
-	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
+	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/ledpo quickstart prepare

@@ -1,18 +1,23 @@
 """Rows that cannot train, dropped and counted before training: they would turn into NaN or silent zeros."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .logps import IGNORE
+from .token_rows import token_rows
 
 
 class NoUsableData(ValueError):
     """Nothing is left of a dataset after the rows that cannot train were dropped."""
 
 
-def _start(labels: list[int]) -> int | None:
-    return next((i for i, label in enumerate(labels) if label != IGNORE), None)
+def _start(labels: Sequence[int]) -> int | None:
+    """Return the position of the first response token; None where there is none."""
+    inside = np.asarray(labels) != IGNORE
+    return int(inside.argmax()) if inside.any() else None
 
 
 def pair_fault(row: Mapping[str, Any]) -> str | None:
@@ -22,7 +27,7 @@ def pair_fault(row: Mapping[str, Any]) -> str | None:
         return "empty response"
     if chosen == 0 or rejected == 0:
         return "no prompt token left by cutoff_len"
-    if row["chosen_input_ids"] == row["rejected_input_ids"]:
+    if np.array_equal(row["chosen_input_ids"], row["rejected_input_ids"]):
         return "chosen and rejected identical (within cutoff_len)"
     return None
 
@@ -55,7 +60,7 @@ def drop_unusable(dataset: Any, name: str, data: str, log) -> Any:
     if not hasattr(dataset, "__len__"):
         return dataset.filter(lambda row: fault(row) is None)
     columns = [c for c in dataset.column_names if c.endswith(("labels", "input_ids"))]
-    faults = [fault(row) for row in dataset.select_columns(columns)]
+    faults = [fault(row) for row in token_rows(dataset, columns)]
     reasons = Counter(reason for reason in faults if reason)
     if not reasons:
         return dataset

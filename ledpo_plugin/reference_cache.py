@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .token_rows import token_rows
+
 FORMULA = 1  # raise it when the way the values are computed changes: older ones are then not found
 KEY, VALUES, LOCK = "key.json", "values.safetensors", "lock"
 LOGPS = "logps"  # [rows, 2]: chosen, rejected
@@ -43,9 +45,9 @@ def key_hash(key: Mapping[str, Any]) -> str:
 def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the SHA-256 of tokenized pairs: of their token ids and of where their responses begin."""
     digest = hashlib.sha256()
-    for row in rows:
-        for name in ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"):
-            digest.update(torch.tensor(row[name], dtype=torch.int64).numpy().tobytes())
+    for row in token_rows(rows, ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")):
+        for values in row.values():
+            digest.update(values.tobytes())
             digest.update(b"|")
     return digest.hexdigest()
 
