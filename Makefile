@@ -53,7 +53,7 @@ test: lint
 
 test-slow: setup
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/ledpo quickstart prepare
-	@$(OFFLINE) $(BIN)/python -m pytest -q -m slow
+	@$(OFFLINE) OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -q -m slow
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -32,6 +32,7 @@ VARIANTS = {
     "bounds + penalty": FAST,
     "bounds + penalty + centring": {**FAST, "beta_center": True},
     "default (bounds + penalty, lr ratio 5)": {"beta_mode": "head"},
+    "default + centring": {"beta_mode": "head", "beta_center": True},
 }
 TABLE = (
     ("beta min", "beta/min"),
