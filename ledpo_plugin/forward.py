@@ -15,7 +15,7 @@ from .betas import mixture_token_logps
 from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
 from .plans import Plan
 from .scoring import scoring
-from .shared_prompt import PAIR, PART, attention_of
+from .shared_prompt import PAIR, attention_of
 
 OURS = "ledpo_"  # keys that the model never sees
 
@@ -79,7 +79,7 @@ def forward_rows(
     plan = Plan.from_batch(batch)
     inputs = {key: value for key, value in batch.items() if key != "labels" and not key.startswith(OURS)}
     if PAIR in batch:
-        inputs["attention_mask"] = attention_of(batch[PAIR], batch[PART], model)
+        inputs["attention_mask"] = attention_of(batch, model)
     inputs |= {"return_dict": True, "use_cache": False}
     if plan is None:
         return _plain(model, inputs, batch["labels"], wants, ld_alpha, mixture)

@@ -16,7 +16,7 @@ from .forward import forward_rows
 from .logps import IGNORE
 from .plans import plan_of_rows
 from .reference_cache import ReferenceCache
-from .shared_prompt import Costs, shared_batch, unsuitable
+from .shared_prompt import Costs, attend_in_pieces, shared_batch, unsuitable
 
 CHECK_PAIRS, CHECK_TOKENS = 2, 64
 Batch = dict[str, Any]
@@ -113,28 +113,55 @@ def decide(
         planned: whether planned positions are wanted.
         shared: whether shared rows are wanted; they need planned positions.
     """
-    notes = []
     sample = [_short(feature) for feature in list(features)[:CHECK_PAIRS]]
     was_training = [model.training for model in models]
     for model in models:
         model.eval()
-    plain = [_logps(model, batches, sample) for model in models]
-    for kind, wanted in (("planned", planned), ("shared", planned and shared)):
-        reason = next((why for model in models if (why := unsuitable(model))), None) if kind == "shared" else None
-        if not wanted or (kind == "shared" and not batches.planned):
-            continue
-        if reason is None:
-            setattr(batches, kind, True)
-            try:
-                fast = [_logps(model, batches, sample) for model in models]
-                if not all(_same(*item) for item in zip(models, plain, fast, strict=True)):
-                    reason = "the model gives other log-probabilities then"
-            except (TypeError, ValueError, RuntimeError, IndexError) as error:
-                reason = f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        if reason is not None:
-            setattr(batches, kind, False)
-            what = "Logits at response positions only" if kind == "planned" else "Shared prompts"
-            notes.append(f"{what}: not used, because {reason}. Training goes on in the ordinary layout.")
+    trial = _Trial(models, batches, sample)
+    notes = []
+    if planned:
+        reason = trial.of("planned")
+        notes += [_note("Logits at response positions only", reason)] if reason else []
+    if batches.planned and shared:
+        reason = next((why for model in models if (why := unsuitable(model))), None) or _try_shared(trial)
+        notes += [_note("Shared prompts", reason)] if reason else []
     for model, training in zip(models, was_training, strict=True):
         model.train(training)
     return notes
+
+
+def _note(what: str, reason: str) -> str:
+    return f"{what}: not used, because {reason}. Training goes on in the ordinary layout."
+
+
+def _try_shared(trial: "_Trial") -> str | None:
+    """Try shared rows with attention in pieces, then with a mask; return why neither does, or None."""
+    costs = trial.batches.costs
+    if attend_in_pieces(trial.models, True):
+        trial.batches.costs = Costs()  # nothing is paid for what is not seen: one row for all, without padding
+        if trial.of("shared") is None:
+            return None
+    attend_in_pieces(trial.models, False)
+    trial.batches.costs = costs
+    return trial.of("shared")
+
+
+class _Trial:
+    """A small batch in the plain way, to compare other ways with."""
+
+    def __init__(self, models: Sequence[nn.Module], batches: Batches, sample: Sequence[Batch]):
+        self.models, self.batches, self.sample = models, batches, sample
+        self.plain = [_logps(model, batches, sample) for model in models]
+
+    def of(self, kind: str) -> str | None:
+        """Switch the collator's `kind` on; switch it off again and return why if it gives anything else."""
+        setattr(self.batches, kind, True)
+        try:
+            fast = [_logps(model, self.batches, self.sample) for model in self.models]
+            if all(_same(*item) for item in zip(self.models, self.plain, fast, strict=True)):
+                return None
+            reason = "the model gives other log-probabilities then"
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            reason = f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        setattr(self.batches, kind, False)
+        return reason

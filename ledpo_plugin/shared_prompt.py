@@ -4,17 +4,19 @@ The rejected answer does not see the chosen one and takes up the positions where
 exactly what it would get in a row of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import pair_attention
 from .logps import IGNORE
 from .plans import Plan, _places
 
 PAIR, PART = "ledpo_pair", "ledpo_part"  # [r, S]: number of the pair (-1: padding); 0 prompt, 1 chosen, 2 rejected
+SPANS = "ledpo_spans"  # the same as a list of `Span`, on the host
 MULTIPLE = 8
 MAX_PADDING = 0.05
 
@@ -89,12 +91,14 @@ def shared_batch(features: Sequence[dict[str, Any]], pad_id: int, costs: Costs, 
     count = len(pieces)
     predict: list[list[int]] = [[] for _ in range(2 * count)]
     last_prompt = [0] * count
+    spans = []
     prompt_predict: list[list[int]] = [[] for _ in range(count)]
     for r, row in enumerate(bins):
         column = 0
         for i in row:
             prompt, *answers = pieces[i]
             begin = r * width + column
+            spans.append((r, column, *map(len, pieces[i])))
             last_prompt[i] = begin + len(prompt) - 1
             prompt_predict[i] = list(range(begin, begin + len(prompt) - 1))
             whole = slice(column, column + lengths[i])
@@ -111,7 +115,8 @@ def shared_batch(features: Sequence[dict[str, Any]], pad_id: int, costs: Costs, 
                 predict[side * count + i] = [last_prompt[i], *range(first, first + len(answer) - 1)]
                 column += len(answer)
     plan = _plan(pieces, predict, last_prompt, prompt_predict if prompts else None)
-    return {"input_ids": ids, "position_ids": positions, PAIR: pair, PART: part, **plan.to_batch()}
+    where = {PAIR: pair, PART: part, SPANS: spans}
+    return {"input_ids": ids, "position_ids": positions, **where, **plan.to_batch()}
 
 
 def _first(labels: Sequence[int]) -> int:
@@ -140,11 +145,15 @@ def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([value for row in rows for value in row], dtype=torch.long)
 
 
-def attention_of(pair: Tensor, part: Tensor, model: nn.Module) -> Tensor:
-    """Return the attention mask `[r, 1, S, S]`: a token sees what stands before it in its own answer and its prompt.
+def attention_of(batch: Mapping[str, Any], model: nn.Module) -> Tensor:
+    """Return what makes a token see what stands before it in its own answer and its prompt, and nothing else.
 
-    Boolean for sdpa, which takes it whatever the precision; added to the scores for eager attention.
+    For attention in pieces a `carrier` of the spans; else a mask `[r, 1, S, S]`, boolean for sdpa, which takes it
+    whatever the precision, added to the scores for eager attention.
     """
+    if _implementation(model) == pair_attention.NAME:
+        return pair_attention.carrier(batch[SPANS], batch[PAIR].device)
+    pair, part = batch[PAIR], batch[PART]
     size = pair.shape[1]
     same = pair.unsqueeze(2) == pair.unsqueeze(1)
     visible = (part.unsqueeze(1) == 0) | (part.unsqueeze(2) == part.unsqueeze(1))
@@ -161,10 +170,20 @@ def _implementation(model: nn.Module) -> str:
     return getattr(model.config, "_attn_implementation", None) or "eager"
 
 
+def attend_in_pieces(models: Sequence[nn.Module], wanted: bool) -> bool:
+    """Switch models between sdpa and attention in pieces; return whether all of them now do as wanted."""
+    old, new = ("sdpa", pair_attention.NAME) if wanted else (pair_attention.NAME, "sdpa")
+    for model in models:
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if _implementation(inner) == old:
+            inner.set_attn_implementation(new)
+    return all(_implementation(model) == new for model in models)
+
+
 def unsuitable(model: nn.Module) -> str | None:
     """Return why a model cannot take shared rows by what its configuration says, or None."""
     config = model.config.get_text_config()
-    if _implementation(model) not in ("sdpa", "eager"):
+    if _implementation(model) not in ("sdpa", "eager", pair_attention.NAME):
         return f"attention {_implementation(model)} takes no mask of its own (sdpa and eager do)"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "the model attends to a sliding window"

@@ -5,6 +5,7 @@ import torch
 from llamafactory.train.trainer_utils import get_batch_logps
 from transformers import AutoModelForCausalLM
 
+from ledpo_plugin import pair_attention
 from ledpo_plugin.forward import Mixture, forward_rows
 from ledpo_plugin.logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
 from ledpo_plugin.plans import plan_of_rows
@@ -102,7 +103,7 @@ def _compare(a, b) -> None:
     assert a.lengths.tolist() == b.lengths.tolist()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", pair_attention.NAME])
 @pytest.mark.parametrize("ld_alpha", [None, 0.5])
 def test_all_three_layouts_give_the_same_numbers(tiny, attention, ld_alpha):
     model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation=attention).eval()
@@ -125,13 +126,14 @@ def test_all_three_layouts_give_the_same_numbers(tiny, attention, ld_alpha):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", pair_attention.NAME])
 @pytest.mark.parametrize("frozen_output", [True, False], ids=["LoRA", "full tuning"])
-def test_all_three_layouts_give_the_same_gradients(tiny, monkeypatch, frozen_output):
+def test_all_three_layouts_give_the_same_gradients(tiny, monkeypatch, frozen_output, attention):
     """With the output layer frozen the gradient is made in the forward pass; else chunks are computed again."""
     import ledpo_plugin.scoring as scoring
 
     monkeypatch.setattr(scoring, "CHUNK_NUMBERS", 5 * 259)  # several chunks
-    model = AutoModelForCausalLM.from_pretrained(tiny.model).double()
+    model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation=attention).double()
     model.lm_head.weight.requires_grad_(not frozen_output)  # tied: the embedding, too
     features = _features(1)
     batch = _ordinary(features)
@@ -145,6 +147,22 @@ def test_all_three_layouts_give_the_same_gradients(tiny, monkeypatch, frozen_out
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_attention_in_pieces_survives_checkpointed_layers(tiny):
+    """A checkpointed layer runs again in the backward pass, when the batch is long forgotten."""
+    gradients = []
+    for reentrant in (None, True, False):
+        model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation=pair_attention.NAME).train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        output = forward_rows(model, shared_batch(_features(1), 256, Costs()))
+        forward_rows(model, shared_batch(_features(2), 256, Costs()))  # another arrangement in between
+        output.logps.sum().backward()
+        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_the_output_layer_is_itself_again_after_a_pass(model):
