@@ -94,8 +94,12 @@ def memory(field: str) -> float:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def gate():
-    """Return a callback that makes one optimizer step per line on standard input, and reports each."""
+def gate(measured: int):
+    """Return a callback that makes one optimizer step per line on standard input, and reports each.
+
+    The step after the measured ones runs under a profiler, and what it spent its time on is reported too.
+    """
+    from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
 
     class Gate(TrainerCallback):
@@ -109,9 +113,18 @@ def gate():
         def on_step_begin(self, args, state, control, **kwargs):
             if not sys.stdin.readline():
                 os._exit(0)
+            self.profiler = profile(activities=[ProfilerActivity.CPU]) if state.global_step == measured else None
+            if self.profiler:
+                self.profiler.__enter__()
             self.start = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
+            if self.profiler:
+                self.profiler.__exit__(None, None, None)
+                found = {e.key: e.self_cpu_time_total for e in self.profiler.key_averages()}
+                whole = sum(found.values())
+                top = sorted(found.items(), key=lambda item: -item[1])[:8]
+                say("profile", operations=[(name, value / whole) for name, value in top])
             say("step", seconds=time.perf_counter() - self.start, memory=memory("VmHWM"))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -129,17 +142,16 @@ def say(event: str, **facts) -> None:
 def be_contender(name: str, folder: Path, steps: int) -> None:
     """Run one contender until the driver closes standard input."""
     _, kind, keys = CONTENDERS[name]
-    recipe = common_recipe(folder / "data", folder / name, steps) | {"overwrite_output_dir": True} | keys
-    start = time.perf_counter()
+    recipe = common_recipe(folder / "data", folder / name, steps + 1) | {"overwrite_output_dir": True} | keys
     if kind == "recipe":
         from llamafactory.train.tuner import run_exp
 
-        run_exp(recipe, callbacks=[gate()])
+        run_exp(recipe, callbacks=[gate(steps)])
     else:
-        be_trl(folder, recipe, keys, start)
+        be_trl(folder, recipe, keys, steps)
 
 
-def be_trl(folder: Path, recipe: dict, keys: dict, start: float) -> None:
+def be_trl(folder: Path, recipe: dict, keys: dict, steps: int) -> None:
     """Run TRL's DPOTrainer on the very token ids that LLaMA-Factory's data loading makes."""
     import llamafactory.train.dpo.trainer  # noqa: F401  (before trl, which else asks for a package that is not there)
     import torch
@@ -187,7 +199,7 @@ def be_trl(folder: Path, recipe: dict, keys: dict, start: float) -> None:
     )
     text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(rows))
     trainer = DPOTrainer(
-        model=model, args=config, train_dataset=text, processing_class=module["tokenizer"], callbacks=[gate()]
+        model=model, args=config, train_dataset=text, processing_class=module["tokenizer"], callbacks=[gate(steps)]
     )
     trainer.train_dataset = Dataset.from_list(rows)
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
@@ -209,6 +221,7 @@ class Contender:
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.precompute = 0.0
+        self.profile: list[tuple[str, float]] = []
         read, write = os.pipe()
         cache = folder / ("cache" if name in FILLED else f"cache_{name}")
         env = os.environ | {"SPEED_FD": str(write), "LEDPO_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
@@ -236,6 +249,8 @@ class Contender:
                 self.losses.append(event["loss"])
             elif event["event"] == "precompute":
                 self.precompute = event["seconds"]
+            elif event["event"] == "profile":
+                self.profile = event["operations"]
             elif event["event"] == wanted:
                 return event
         sys.exit(f"{self.label} ended early; see {self.log.name}")
@@ -404,6 +419,18 @@ def markdown(result: dict) -> str:
         "Ratios are medians over steps of the same pairs. Reading: (a) to (d) compute every prompt twice and logits at "
         "every position.",
         "",
+        "## What bounds a step",
+        "",
+        "Share of a step's time by operation (LEDPO head, later epochs; torch profiler, one more step):",
+        "",
+        "| operation | share |",
+        "|---|---|",
+        *(f"| `{name}` | {share:.0%} |" for name, share in rows["head"]["profile"]),
+        "",
+        "`aten::mm` is the model's own matrix products on unique tokens, and of the output layer on response tokens: "
+        "what is left of the work. (b) does the same products on padded rows, every prompt twice, all positions of the "
+        "output layer, and once more for the reference.",
+        "",
         "## The policy's pass alone",
         "",
         "Forward and backward, plain layout against shared prompts with logits at response positions only:",
@@ -467,6 +494,10 @@ def main() -> None:
     for number in range(args.steps):
         times = {contender.name: round(contender.step(), 2) for contender in running}
         print(f"step {number + 1}: {times}", flush=True)
+    for contender in running:
+        if contender.name == "head":
+            contender.step()
+            contender.seconds.pop()  # under the profiler
     rate = matmul_rate()
     for contender in running:
         contender.close()
@@ -483,6 +514,7 @@ def main() -> None:
                 "seconds": c.seconds,
                 "losses": c.losses,
                 "precompute": c.precompute,
+                "profile": c.profile,
                 "weights": c.weights,
                 "memory": c.memory,
                 "above": c.memory - c.before,
