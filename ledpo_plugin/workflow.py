@@ -40,17 +40,10 @@ def _caches(
     dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
 ) -> list[ReferenceCache]:
     """Open a reference cache per data set and mark the data sets' rows; or say why there is none."""
-    found = {
-        key: dataset_module[key] for key in ("train_dataset", "eval_dataset") if dataset_module.get(key) is not None
-    }
-    evaluated = found.pop("eval_dataset", None)
-    datasets = dict(found) | (
-        {f"eval {name}": data for name, data in evaluated.items()}
-        if isinstance(evaluated, dict)
-        else {"eval_dataset": evaluated}
-        if evaluated is not None
-        else {}
-    )
+    train, evaluated = dataset_module.get("train_dataset"), dataset_module.get("eval_dataset")
+    several = isinstance(evaluated, dict)
+    datasets = {} if train is None else {"train": train}
+    datasets |= {f"eval {name}": data for name, data in (evaluated if several else {"": evaluated}).items() if data}
     reason = why_not(finetuning_args, loss, strategy, datasets)
     if reason is not None:
         if reason:
@@ -63,12 +56,11 @@ def _caches(
         config["hidden_size"],
         lambda data: cache_key(model_args, data_args, training_args, finetuning_args, data),
     )
-    for key in found:
-        dataset_module[key] = marked[key]
-    if isinstance(evaluated, dict):
-        dataset_module["eval_dataset"] = {name: marked[f"eval {name}"] for name in evaluated}
-    elif evaluated is not None:
-        dataset_module["eval_dataset"] = marked["eval_dataset"]
+    if "train" in marked:
+        dataset_module["train_dataset"] = marked.pop("train")
+    if evaluated is not None:
+        parts = {name.removeprefix("eval "): data for name, data in marked.items()}
+        dataset_module["eval_dataset"] = parts if several else parts[""]
     for note in describe(caches):
         log(note)
     return caches
