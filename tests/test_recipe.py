@@ -26,7 +26,7 @@ from ledpo_plugin.recipe import (
 )
 from ledpo_plugin.stages import STAGES
 
-GONE = object()  # as a change: the key is taken out of the recipe
+GONE = type("Gone", (), {"__repr__": lambda self: "left out"})()  # as a change: the key is taken out of the recipe
 
 
 @pytest.fixture(scope="module")
