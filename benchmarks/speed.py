@@ -8,6 +8,7 @@ Writes docs/performance.md, docs/performance.png and docs/performance.json.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -126,6 +127,7 @@ def gate(measured: int):
                 top = sorted(found.items(), key=lambda item: -item[1])[:8]
                 say("profile", operations=[(name, value / whole) for name, value in top])
             say("step", seconds=time.perf_counter() - self.start, memory=memory("VmHWM"))
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back: seven contenders share this machine's memory
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
