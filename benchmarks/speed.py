@@ -330,12 +330,13 @@ def sweep() -> list[dict]:
     from transformers import AutoModelForCausalLM
 
     from ledpo_plugin.forward import forward_rows
-    from ledpo_plugin.shared_prompt import Costs, shared_batch
+    from ledpo_plugin.shared_prompt import Costs, attend_in_pieces, shared_batch
 
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     config = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
-    costs = Costs.of(model.config)
+    attend_in_pieces([model], True)
+    costs = Costs()
 
     def pair(prompt: int, answer: int) -> dict:
         start = torch.randint(100, 40000, (prompt,)).tolist()
@@ -466,7 +467,7 @@ def plot(result: dict, path: Path) -> None:
     spread.append([max(r["seconds"]) - m for m, r in zip(medians, rows, strict=True)])
     axis.barh([row["label"] for row in rows], medians, xerr=spread, color="0.7", edgecolor="black", capsize=3)
     axis.invert_yaxis()
-    axis.set_xlabel("seconds per step of 2 pairs (median; bars from the fastest to the slowest step)")
+    axis.set_xlabel("seconds per step of 2 pairs (median; bars: fastest to slowest)")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
@@ -528,11 +529,15 @@ def main() -> None:
     print(json.dumps({row["name"]: [round(row["above"], 2), row["losses"]] for row in result["contenders"]}))
     if args.only:
         return
-    result["sweep"] = sweep()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "performance.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "performance.md").write_text(markdown(result))
-    plot(result, args.out / "performance.png")
+    write_report(result | {"sweep": sweep()}, args.out)
+
+
+def write_report(result: dict, out: Path) -> None:
+    """Write the figures, the tables and the plot of a run."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "performance.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "performance.md").write_text(markdown(result))
+    plot(result, out / "performance.png")
     print(markdown(result))
 
 

@@ -185,3 +185,13 @@ def test_the_recipe_is_good(tmp_path, monkeypatch):
     resolved = resolve_recipe(recipe)
     assert check_recipe(resolved, keys, os.environ) == []
     assert (resolved["pref_loss"], resolved["beta_mode"]) == ("sigmoid", "head")
+
+
+@every_readme
+def test_the_performance_tables_are_the_measured_ones(text):
+    """Rows are copied from docs/performance.md, which benchmarks/speed.py writes; none is typed."""
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    section = re.split(r"^## (?:Performance|性能)$", text, flags=re.MULTILINE)[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 8
+    assert [row for row in rows if row not in measured] == []
