@@ -13,6 +13,8 @@ import torch
 from conftest import cli, series, train, write_recipe
 from safetensors.torch import load_file
 
+# torch's own threads sometimes abort a gloo rank like this; seen once in a dozen runs, and no doing of a trainer's.
+TEARDOWN = "terminate called without an active exception"
 TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
@@ -29,7 +31,12 @@ def test_two_processes_equal_one_with_the_doubled_batch(tiny, tmp_path, changes)
     common = {"max_steps": 5, "disable_shuffling": True, **changes}
     train(tiny.recipe(tmp_path / "one", per_device_train_batch_size=4, **common))
     two = tiny.recipe(tmp_path / "two", per_device_train_batch_size=2, ddp_backend="gloo", **common)
-    done = cli("train", write_recipe(tmp_path / "two.yaml", two), env=TWO)
+    path = write_recipe(tmp_path / "two.yaml", two | {"overwrite_output_dir": True})
+    done = cli("train", path, env=TWO)
+    for _ in range(3):
+        if TEARDOWN not in done.stderr:
+            break
+        done = cli("train", path, env=TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     # The two ranks take alternate batches of 2, so each step sees the same four rows as the single process.
     for key in ("loss", "margins/beta_free", "beta/mean", "rewards/accuracies"):
