@@ -55,7 +55,7 @@ def sum_logps(per_token: Tensor, lengths: Tensor, ld_alpha: float | None = None)
 def left_aligned(per_token: Tensor, labels: Tensor) -> Tensor:
     """Return `per_token` `[R, K]` with each row's response (one run of labels) moved to the row's start."""
     width = per_token.shape[1]
-    columns = torch.arange(width, device=labels.device) + (labels != IGNORE).int().argmax(1).unsqueeze(1)
+    columns = torch.arange(width, device=labels.device) + first_label(labels).unsqueeze(1)
     return per_token.gather(1, columns.clamp(max=width - 1)) * (columns < width)
 
 

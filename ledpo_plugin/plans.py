@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .logps import IGNORE
+from .logps import IGNORE, first_label
 
 PREFIX = "ledpo_plan_"
 
@@ -64,7 +64,7 @@ def plan_of_rows(input_ids: Tensor, labels: Tensor, attention_mask: Tensor, prom
     rows, width = labels.shape
     inside = labels[:, 1:] != IGNORE
     flat = torch.arange(rows * width, device=labels.device).view(rows, width)[:, :-1]
-    first = (labels != IGNORE).int().argmax(1)
+    first = first_label(labels)
     extra = {}
     if prompts:
         positions = torch.arange(1, width, device=labels.device)

@@ -13,7 +13,7 @@ import torch
 from conftest import cli, series, train, write_recipe
 from safetensors.torch import load_file
 
-# torch's own threads sometimes abort a gloo rank like this; seen once in a dozen runs, and no doing of a trainer's.
+# A gloo rank was seen to abort like this once in about a dozen runs, from a native thread; the cause was not found.
 TEARDOWN = "terminate called without an active exception"
 TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
