@@ -105,6 +105,9 @@ class LedpoArguments:
     disable_reference_cache: bool = _key(
         False, "Run the reference model anew in every epoch and every run, and keep nothing on disk.", data="pairs"
     )
+    disable_fused_lora: bool = _key(
+        False, "Run LoRA layers as PEFT writes them, one operation and one kept tensor at a time."
+    )
     discopop_tau: float = _key(
         0.05, "DiscoPOP: temperature of the modulation.", low=0.0, open_low=True, losses=("discopop",)
     )

@@ -74,20 +74,34 @@ def pair_attention_forward(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     options = {"scale": kwargs.get("scaling"), "dropout_p": kwargs.get("dropout", 0.0)}
-    rows: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
-    for row, start, prompt, chosen, rejected in arrangement.spans:
-        q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))
-        middle, end = start + prompt + chosen, start + prompt + chosen + rejected
-        first = slice(start, middle)
-        rows[row].append(
-            F.scaled_dot_product_attention(q[:, :, first], k[:, :, first], v[:, :, first], is_causal=True, **options)
-        )
-        own = [torch.cat([tensor[:, :, start : start + prompt], tensor[:, :, middle:end]], dim=2) for tensor in (k, v)]
-        mask = arrangement.mask(rejected, prompt, query.device)
-        rows[row].append(F.scaled_dot_product_attention(q[:, :, middle:end], *own, attn_mask=mask, **options))
-    whole = [torch.cat(parts, dim=2) for parts in rows]
-    padded = [F.pad(part, (0, 0, 0, query.shape[2] - part.shape[2])) for part in whole]
-    return torch.cat(padded).transpose(1, 2).contiguous(), None
+    rows = []
+    for row in range(query.shape[0]):
+        spans = [span for span in arrangement.spans if span[0] == row]
+        parts = [_segments(tensor[row : row + 1], spans) for tensor in (query, key, value)]
+        seen = [_attend(span, arrangement, segments, options) for span, *segments in zip(spans, *parts, strict=True)]
+        whole = torch.cat([part.transpose(1, 2) for pair in seen for part in pair], dim=1)
+        rows.append(F.pad(whole, (0, 0, 0, 0, 0, query.shape[2] - whole.shape[1])))
+    return torch.cat(rows), None
+
+
+def _segments(row: Tensor, spans: Sequence[Span]) -> list[tuple[Tensor, Tensor]]:
+    """Cut a row `[1, heads, S, d]` into (prompt and chosen, rejected) of each pair, all at once.
+
+    The gradient of one split is one concatenation; that of single slices would be a row of zeros for each of them.
+    """
+    sizes = [size for _, _, prompt, chosen, rejected in spans for size in (prompt + chosen, rejected)]
+    parts = row.split([*sizes, row.shape[2] - sum(sizes)], dim=2)
+    return list(zip(parts[:-1:2], parts[1::2], strict=True))
+
+
+def _attend(span: Span, arrangement: Arrangement, segments: Sequence[tuple], options: dict) -> tuple[Tensor, Tensor]:
+    """Return what (prompt and chosen, rejected) of one pair see, each `[1, heads, n, d]`."""
+    prompt, rejected = span[2], span[4]
+    (q, own_q), (k, own_k), (v, own_v) = segments
+    first = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    own = [torch.cat([whole[:, :, :prompt], part], dim=2) for whole, part in ((k, own_k), (v, own_v))]
+    mask = arrangement.mask(rejected, prompt, q.device)
+    return first, F.scaled_dot_product_attention(own_q, *own, attn_mask=mask, **options)
 
 
 AttentionInterface.register(NAME, pair_attention_forward)

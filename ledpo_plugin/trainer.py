@@ -21,6 +21,7 @@ from .forward import Mixture, RowOutput, forward_rows
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
 from .hparams import LEARNED_MODES
+from .fused_lora import fuse_if_same
 from .layout import decide
 from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics
@@ -95,7 +96,19 @@ class PreferenceTrainer(Trainer):
         if self.caches:
             self.add_callback(CacheKeeper(self.caches, self._log))
             self.data_collator.whole_caches_only = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self._fuse_lora()
         self._decide_layout()
+
+    def _fuse_lora(self) -> None:
+        """Replace PEFT's LoRA layers by faster ones where the model is whole and in one place on each rank."""
+        if self.finetuning_args.disable_fused_lora or self.finetuning_args.finetuning_type != "lora":
+            return
+        if _weights_are_elsewhere() or self.is_fsdp_enabled or self.args.n_gpu > 1:
+            self._log("Fused LoRA layers: not used where weights are split or the model is replicated by threads.")
+            return
+        note = fuse_if_same(self.model)
+        if note:
+            self._log(note)
 
     def _decide_layout(self) -> None:
         """Nothing to decide; pairs may be laid out faster."""

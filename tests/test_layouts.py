@@ -6,7 +6,12 @@ from conftest import series, train
 from ledpo_plugin.hparams import BETA_MODES
 from ledpo_plugin.losses import LOSSES
 
-PLAIN = {"disable_shared_prompt": True, "disable_response_logits": True, "disable_reference_cache": True}
+PLAIN = {
+    "disable_shared_prompt": True,
+    "disable_response_logits": True,
+    "disable_reference_cache": True,
+    "disable_fused_lora": True,
+}
 # Adam divides by the gradient's own size: with its usual epsilon an entry that is 0 but for rounding moves as far as
 # any other, in a direction that rounding decides. This epsilon is far below every gradient that means something here.
 STEADY = {"adam_epsilon": 1e-5}
