@@ -326,7 +326,8 @@ def _cut(prompt: int, answers: list[int]) -> tuple[int, list[int]]:
 def cases() -> list[dict]:
     """Return the sweep's cases: what is varied, and prompt, answer, pairs, and the vocabulary's size."""
     usual = {"prompt": 128, "answer": 128, "pairs": 2, "vocabulary": None, "shared": 1}
-    varied = [("tokens a response", n, {"prompt": n // 2, "answer": n // 2, "pairs": 1}) for n in (256, 512, 1024, 2048)]
+    lengths = (256, 512, 1024, 2048)
+    varied = [("tokens a side", n, {"prompt": n // 2, "answer": n // 2, "pairs": 1}) for n in lengths]
     varied += [("pairs a batch", n, {"pairs": n}) for n in (1, 2, 4)]
     varied += [
         ("share of answer tokens", share, {"prompt": int(256 * (1 - share)), "answer": int(256 * share)})

@@ -18,10 +18,10 @@ from .beta_training import BetaTraining, mean_over_ranks
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
 from .forward import Mixture, RowOutput, forward_rows
+from .fused_lora import fuse_if_same
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
 from .hparams import LEARNED_MODES
-from .fused_lora import fuse_if_same
 from .layout import decide
 from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics

@@ -56,7 +56,8 @@ def test_logits_and_gradients_equal_peft_s(family, checkpointing):
     assert fuse(model) == (14 if family == "gemma2" else 16)
     got, fused = _results(model)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
-    assert fused.keys() == gradients.keys() and len(gradients) == 28
+    assert fused.keys() == gradients.keys()
+    assert len(gradients) == 28
     for name, value in gradients.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-9, atol=1e-11, msg=name)
     unfuse(model)
@@ -140,6 +141,8 @@ def test_a_model_that_answers_otherwise_is_left_alone(monkeypatch):
     model = _model()
     note = fuse_if_same(model)
     assert "not used, because the model gives other logits then" in note
-    assert model.training and not any("forward" in vars(module) for module in model.modules())
+    assert model.training
+    assert not any("forward" in vars(module) for module in model.modules())
     monkeypatch.undo()
-    assert fuse_if_same(model) is None and fuse(model) == 0  # changed once, not twice
+    assert fuse_if_same(model) is None
+    assert fuse(model) == 0
