@@ -442,6 +442,9 @@ def markdown(result: dict) -> str:
     lines.append(f"| peak memory above the weights against (b) | 0.5 x | {share:.2f} x | {_reached(share <= 0.5)} |")
     cost = statistics.median(a / b for a, b in zip(rows["head"]["seconds"], rows["fixed"]["seconds"], strict=True)) - 1
     lines.append(f"| learned head against fixed beta | 1 % slower | {cost:+.1%} | {_reached(cost <= 0.01)} |")
+    profile = dict(rows["head"]["profile"])
+    products = sum(share for name, share in profile.items() if name in ("aten::mm", "aten::addmm_", "aten::bmm"))
+    attention = sum(share for name, share in profile.items() if "scaled_dot_product" in name)
     rate = result["flops"] / statistics.median(rows["head"]["seconds"]) / 1e9
     part = rate / result["matmul"]
     lines.append(
@@ -461,9 +464,14 @@ def markdown(result: dict) -> str:
         "|---|---|",
         *(f"| `{name}` | {share:.0%} |" for name, share in rows["head"]["profile"]),
         "",
-        "`aten::mm` is the model's own matrix products on unique tokens, and of the output layer on response tokens: "
-        "what is left of the work. (b) does the same products on padded rows, every prompt twice, all positions of the "
-        "output layer, and once more for the reference.",
+        "`aten::mm` and `aten::addmm_` are the model's own matrix products on unique tokens, and of the output layer on "
+        "response tokens: what is left of the work. (b) does the same products on padded rows, every prompt twice, all "
+        "positions of the output layer, and once more for the reference.",
+        "",
+        f"These products take {products:.0%} of the profiled step, attention {attention:.0%}. If nothing else took any "
+        f"time, the rate would be {part / (products + attention):.0%} of that of one product alone, so this is what "
+        "bounds the ratios above: torch's attention on a CPU runs far below the rate of a product, and norms, rotary "
+        "positions, activations and residual sums are one pass over memory each.",
         "",
         "## The policy's pass alone",
         "",
