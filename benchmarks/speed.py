@@ -464,9 +464,9 @@ def markdown(result: dict) -> str:
         "|---|---|",
         *(f"| `{name}` | {share:.0%} |" for name, share in rows["head"]["profile"]),
         "",
-        "`aten::mm` and `aten::addmm_` are the model's own matrix products on unique tokens, and of the output layer on "
-        "response tokens: what is left of the work. (b) does the same products on padded rows, every prompt twice, all "
-        "positions of the output layer, and once more for the reference.",
+        "`aten::mm` and `aten::addmm_` are the model's own matrix products on unique tokens, and of the output layer "
+        "on response tokens: what is left of the work. (b) does the same products on padded rows, every prompt twice, "
+        "all positions of the output layer, and once more for the reference.",
         "",
         f"These products take {products:.0%} of the profiled step, attention {attention:.0%}. If nothing else took any "
         f"time, the rate would be {part / (products + attention):.0%} of that of one product alone, so this is what "

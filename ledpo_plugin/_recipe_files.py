@@ -12,6 +12,7 @@ from ledpo_plugin._recipe_reading import Reading, split_names
 from ledpo_plugin.stages import Stage
 
 DATA_CONFIG = "dataset_info.json"
+DATA_KEYS = ("dataset", "eval_dataset", "sft_dataset")
 DATA_TYPES = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
 HEAD_FILES = ("beta_head.safetensors", "beta_head.json")
 _HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
@@ -106,7 +107,7 @@ def _check_evaluation(recipe: Reading) -> Iterator[Problem]:
 def check_data(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem for every data set that is undefined, has no file or is of the wrong kind."""
     folder = recipe.text("dataset_dir")
-    wanted = {key: recipe.names(key) for key in ("dataset", "eval_dataset") if recipe.is_set(key)}
+    wanted = {key: recipe.names(key) for key in DATA_KEYS if recipe.is_set(key)}
     if folder is None or folder == "ONLINE" or folder.startswith("REMOTE:") or not any(wanted.values()):
         return
     if _is_filled_folder(recipe.text("tokenized_path")):
@@ -157,7 +158,9 @@ def _check_dataset(recipe: Reading, key: str, name: str, known: Mapping[str, Any
         yield problem(key, name, why, f"repair {os.path.join(folder, DATA_CONFIG)}")
         return
     yield from _check_data_file(key, name, entry, folder)
-    if recipe.stage is not None:
+    if key == "sft_dataset":
+        yield from _check_instructions(key, name, entry)
+    elif recipe.stage is not None:
         yield from _check_data_kind(key, name, entry, recipe.stage)
 
 
@@ -190,6 +193,15 @@ def _check_data_path(key: str, name: str, path: str) -> Iterator[Problem]:
     if odd:
         why = f"LLaMA-Factory does not read the type of file {odd[0]}"
         yield problem(key, name, why, f"use one of the types {', '.join(DATA_TYPES)}")
+
+
+def _check_instructions(key: str, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
+    columns = entry.get("columns")
+    rated = isinstance(columns, dict) and columns.get("kto_tag")
+    if entry.get("ranking") is True or rated:
+        kind = "of single rated answers" if rated else "of pairs"
+        why = f"instructions are trained on as they are, and this data set is {kind}"
+        yield problem(key, name, why, "choose a data set as for stage sft")
 
 
 def _check_data_kind(key: str, name: str, entry: Mapping[str, Any], stage: Stage) -> Iterator[Problem]:

@@ -72,6 +72,7 @@ _KINDS = {
     "beta_head_source": "head source",
     "beta_head_activation": "head activation",
     "beta_ppl_power": "power",
+    "sft_ratio_by": "unit",
 }
 
 

@@ -42,19 +42,30 @@ def unpaired_fault(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def instruction_fault(row: Mapping[str, Any]) -> str | None:
+    """Return why this tokenized instruction cannot train, or None."""
+    start = _start(row["labels"])
+    if start is None:
+        return "empty response"
+    return "no prompt token left by cutoff_len" if start == 0 else None
+
+
+FAULTS = {"pairs": pair_fault, "unpaired": unpaired_fault, "instructions": instruction_fault}
+
+
 def drop_unusable(dataset: Any, name: str, data: str, log) -> Any:
     """Return `dataset` without the rows that cannot train, and log how many were dropped and why.
 
     Args:
         dataset: a tokenized `datasets.Dataset`, an iterable one (dropped as they come, not counted), or a dict.
         name: for the log line, e.g. "train".
-        data: "pairs" or "unpaired".
+        data: "pairs", "unpaired" or "instructions".
         log: called with the sentence.
 
     Raises:
         NoUsableData: no row is left.
     """
-    fault = pair_fault if data == "pairs" else unpaired_fault
+    fault = FAULTS[data]
     if isinstance(dataset, dict):
         return {key: drop_unusable(part, key, data, log) for key, part in dataset.items()}
     if not hasattr(dataset, "__len__"):

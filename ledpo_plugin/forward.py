@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .betas import mixture_token_logps
 from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
-from .plans import Plan
+from .plans import PREFIX, Plan
 from .scoring import scoring
 from .shared_prompt import PAIR, attention_of
 
@@ -39,6 +39,12 @@ class Mixture:
 
     reference_logits: Tensor  # [N, V]
     epsilon: float
+
+
+def predictions(batch: Mapping[str, Any]) -> int:
+    """Return at how many positions a pass over `batch` runs the output layer."""
+    planned = batch.get(PREFIX + "target")
+    return batch["input_ids"].numel() if planned is None else planned.shape[0]
 
 
 def output_layer(model: nn.Module) -> nn.Module:

@@ -65,6 +65,7 @@ PIECES = {
     "get_template": ("llamafactory.data", "get_template_and_fix_tokenizer"),
     "PairCollator": ("llamafactory.data", "PairwiseDataCollatorWithPadding"),
     "UnpairedCollator": ("llamafactory.data", "KTODataCollatorWithPadding"),
+    "InstructionCollator": ("llamafactory.data", "MultiModalDataCollatorForSeq2Seq"),
     "load_model": ("llamafactory.model", "load_model"),
     "load_tokenizer": ("llamafactory.model", "load_tokenizer"),
     "create_ref_model": ("llamafactory.train.trainer_utils", "create_ref_model"),

@@ -108,6 +108,32 @@ class LedpoArguments:
     disable_fused_lora: bool = _key(
         False, "Run LoRA layers as PEFT writes them, one operation and one kept tensor at a time."
     )
+    sft_dataset: str | None = _key(
+        None,
+        "Instructions (data sets as for stage sft) that are trained on in the same run, with the NLL of their answers.",
+    )
+    sft_ratio: float = _key(
+        0.0,
+        "Share of instructions in every optimizer step, by examples; the rest are preferences. The loss is the mean "
+        "over all of them; an instruction's is its mean NLL per token.",
+        low=0.0,
+        high=0.99,
+    )
+    sft_ratio_by: str = _key(
+        "examples",
+        "What sft_ratio is a share of: examples (exact in every step) or tokens (as near as whole examples allow).",
+        choices=("examples", "tokens"),
+    )
+    budget_tokens: float | None = _key(
+        None,
+        "Stop after the step in which so many tokens went through policy and reference (cached or not).",
+        low=1.0,
+    )
+    budget_flops: float | None = _key(
+        None,
+        "Stop after the step in which so many floating point operations were spent (estimated from the weights).",
+        low=1.0,
+    )
     discopop_tau: float = _key(
         0.05, "DiscoPOP: temperature of the modulation.", low=0.0, open_low=True, losses=("discopop",)
     )

@@ -14,6 +14,7 @@ from torch import nn
 from .caching import CACHED, ROW, SET
 from .forward import forward_rows
 from .logps import IGNORE
+from .mixture import SFT, separate
 from .plans import plan_of_rows
 from .reference_cache import ReferenceCache
 from .shared_prompt import Costs, attend_in_pieces, shared_batch, unsuitable
@@ -32,6 +33,7 @@ class Batches:
 
     collate: Callable[[Sequence[Batch]], Batch]
     data: str  # "pairs" or "unpaired"
+    collate_sft: Callable[[Sequence[Batch]], Batch] | None = None  # of instructions mixed in
     pad_id: int = 0
     costs: Costs = Costs()  # noqa: RUF009  (frozen)
     prompts: bool = False  # also plan the prompts' own tokens
@@ -42,7 +44,18 @@ class Batches:
 
     def __call__(self, features: Sequence[Batch]) -> Batch:
         """Return the batch of tokenized rows."""
-        return self._arranged(features) | self._cached(features)
+        if self.collate_sft is None:
+            return self._arranged(features) | self._cached(features)
+        preferences, instructions = separate(features)
+        return self._arranged(preferences) | self._cached(preferences) | self._instructions(instructions)
+
+    def _instructions(self, features: Sequence[Batch]) -> Batch:
+        if not features:
+            return {}
+        batch = {SFT + key: value for key, value in self.collate_sft(features).items()}
+        if self.planned:
+            self._add_plan(batch, SFT)
+        return batch
 
     def _cached(self, features: Sequence[Batch]) -> Batch:
         if not self.caches or ROW not in features[0]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
+from ledpo_plugin import _recipe_mixture as mixture
 from ledpo_plugin import _recipe_ranges as ranges
 from ledpo_plugin import _recipe_types as types
 from ledpo_plugin._recipe_problem import Problem, RecipeError, problem, unknown
@@ -47,18 +48,22 @@ def is_plugin_recipe(raw: Any) -> bool:
     return isinstance(stage, str) and stage.strip().lower().startswith("ledpo")
 
 
-def check_recipe(raw: Mapping[str, Any], host_keys: Mapping[str, Any], environ: Mapping[str, str]) -> list[Problem]:
+def check_recipe(
+    raw: Mapping[str, Any], host_keys: Mapping[str, Any], environ: Mapping[str, str], *, with_files: bool = True
+) -> list[Problem]:
     """Return every problem of a recipe of one of the plugin's stages; it loads no model and no data.
 
     Args:
         raw: the recipe as read from YAML or the command line.
         host_keys: every recipe key that the host and the plugin take, with its type annotation.
         environ: the environment variables of the run.
+        with_files: False leaves out whether models, adapters and data are there.
     """
     if not isinstance(raw, Mapping):
         return [problem("recipe", raw, "a recipe is a mapping of keys to values", "write lines such as 'stage: ledpo'")]
     recipe = read(raw, host_keys, environ)
-    return [found for check in CHECKS for found in check(recipe)]
+    checks = CHECKS if with_files else [check for check in CHECKS if check not in OF_FILES]
+    return [found for check in checks for found in check(recipe)]
 
 
 def _check_keys(recipe: Reading) -> Iterator[Problem]:
@@ -95,6 +100,8 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_backends,
     combinations.check_precision,
     combinations.check_adapter_kind,
+    mixture.check_mixture,
+    mixture.check_budget,
     files.check_models,
     files.check_adapters,
     files.check_beta_head,
@@ -102,6 +109,9 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     files.check_data_choice,
     files.check_data,
 )
+
+
+OF_FILES = (files.check_models, files.check_adapters, files.check_beta_head, files.check_paths, files.check_data)
 
 
 def check_stock_recipe(raw: Any, host_keys: Mapping[str, Any]) -> list[Problem]:
@@ -149,7 +159,9 @@ def resolve_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
         _fill(resolved, {"beta_min": rounded(beta / SPREAD), "beta_max": rounded(beta * SPREAD)})
     if mode in HEAD_MODES:
         _fill(resolved, {"beta_head_source": "reference" if loss.needs_reference else "policy"})
-    idle = combinations.idle_keys(stage, loss, mode)
+    idle = set(combinations.idle_keys(stage, loss, mode))
+    if not resolved.get("sft_ratio"):
+        idle |= {"sft_ratio", "sft_ratio_by"}
     own = {key: field.default for key, field in argument_fields().items() if key not in idle}
     _fill(resolved, {key: value for key, value in own.items() if value is not None and value is not False})
     if isinstance(resolved.get("beta_head_widths"), int):  # YAML reads a single width as a number

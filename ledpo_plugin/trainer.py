@@ -17,7 +17,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 from .beta_training import BetaTraining, mean_over_ranks
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
-from .forward import Mixture, RowOutput, forward_rows
+from .forward import Mixture, RowOutput, forward_rows, predictions
 from .fused_lora import fuse_if_same
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
@@ -25,8 +25,10 @@ from .hparams import LEARNED_MODES
 from .layout import decide
 from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics
+from .mixture import SFT, Mixed, MixtureBatches
 from .plans import PREFIX
 from .reference_cache import ReferenceCache
+from .usage import Cost, Usage
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -75,7 +77,9 @@ class PreferenceTrainer(Trainer):
         self.head_config = head_config
         self.caches = list(caches)
         self._columns: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        self.evaluated: dict[str, dict[str, Tensor]] = {}  # prefix -> the last evaluation's columns, one row an example
         self._nonfinite: Tensor | None = None
+        self._counting = False
         super().__init__(model=model, processing_class=tokenizer, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples, as in the host's own stages
         self.args.logging_nan_inf_filter = False  # it would hide a NaN behind the average of earlier losses
@@ -87,6 +91,12 @@ class PreferenceTrainer(Trainer):
             trainer=self,
         )
         self.add_callback(self.beta_training)
+        self.usage = Usage(
+            Cost.of(self.model, checkpointing=getattr(self.model, "is_gradient_checkpointing", False)),
+            tokens=finetuning_args.budget_tokens,
+            flops=finetuning_args.budget_flops,
+        )
+        self.add_callback(self.usage)
         self.ref_model = None if ref_model is None else prepare_reference(self, ref_model)
         if processor is not None:
             self.add_callback(pieces().SaveProcessorCallback(processor))
@@ -137,6 +147,29 @@ class PreferenceTrainer(Trainer):
             return torch.utils.data.SequentialSampler(self.train_dataset)
         return super()._get_train_sampler(*args, **kwargs)
 
+    def get_train_dataloader(self):
+        if not isinstance(self.train_dataset, Mixed):
+            return super().get_train_dataloader()
+        args, own = self.args, self.finetuning_args
+        data = self.train_dataset
+        batches = MixtureBatches(
+            data,
+            ratio=own.sft_ratio,
+            batch_size=args.per_device_train_batch_size,
+            batches_a_step=args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffled=not own.disable_shuffling,
+            tokens=data.lengths() if own.sft_ratio_by == "tokens" else None,
+        )
+        loader = torch.utils.data.DataLoader(
+            data,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
     # ---- passes
 
     def _needs_reference(self) -> bool:
@@ -145,6 +178,8 @@ class PreferenceTrainer(Trainer):
     def _policy_rows(
         self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str], mixture: Mixture | None = None
     ) -> RowOutput:
+        if self._counting:
+            self.usage.policy(batch, predictions(batch))
         with torch.no_grad() if self.finetuning_args.freeze_policy else nullcontext():
             return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha, mixture=mixture)
 
@@ -155,6 +190,8 @@ class PreferenceTrainer(Trainer):
         policy's side alone, as in LLaMA-Factory.
         """
         cached = to_output(batch)
+        if self._counting:
+            self.usage.forward_only(batch, predictions(batch), ran=cached is None)
         if cached is not None:
             return cached
         with torch.no_grad(), self._reference(model) as reference:
@@ -187,7 +224,9 @@ class PreferenceTrainer(Trainer):
 
     def fill_caches(self) -> list[str]:
         """Run the reference over every row that is not in its cache yet; return a sentence per data set."""
-        sets = [self.train_dataset] if self.train_dataset is not None else []
+        train = self.train_dataset
+        train = train.preferences if isinstance(train, Mixed) else train
+        sets = [train] if train is not None else []
         evaluated = self.eval_dataset if self.eval_dataset is not None else {}
         sets += list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
         notes = []
@@ -238,10 +277,29 @@ class PreferenceTrainer(Trainer):
         raise NotImplementedError
 
     def _loss_and_columns(self, model, inputs, training):
-        loss, columns = self.batch_loss(model, dict(inputs), training)
+        batch = {key: value for key, value in inputs.items() if not key.startswith(SFT)}
+        instructions = {key.removeprefix(SFT): value for key, value in inputs.items() if key.startswith(SFT)}
+        self._counting = training
+        loss, columns = self.batch_loss(model, batch, training)
         bad = ~torch.isfinite(columns["losses"]).all()
+        if training:
+            self.usage.counts.examples += columns["losses"].shape[0]
+        if instructions:
+            nll = self._instruction_nll(model, instructions)
+            preferences = columns["losses"].shape[0]
+            loss = (preferences * loss + nll.sum()) / (preferences + nll.shape[0])
+            bad = bad | ~torch.isfinite(nll).all()
+            self._columns["sft"].append({"nll": nll.detach().float()})
         self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
         return loss, {key: value.detach().float() for key, value in columns.items()}
+
+    def _instruction_nll(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Return the mean NLL per token `[n]` of each instruction's answer."""
+        self.usage.policy(batch, predictions(batch))
+        self.usage.counts.sft_tokens += batch["input_ids"].numel()
+        self.usage.counts.sft_examples += batch["input_ids"].shape[0]
+        output = forward_rows(model, batch)
+        return -output.logps / output.lengths
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, columns = self._loss_and_columns(model, inputs, training=True)
@@ -271,8 +329,8 @@ class PreferenceTrainer(Trainer):
         parts = self._columns.pop(split, [])
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
 
-    def _gathered_train_columns(self) -> dict[str, Tensor]:
-        columns = self._take("train")
+    def _gathered(self, split: str) -> dict[str, Tensor]:
+        columns = self._take(split)
         if not columns or self.accelerator.num_processes == 1:
             return columns
         names = sorted(columns)
@@ -287,13 +345,27 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
             self._require_finite()
-            columns = self._gathered_train_columns()
+            columns = self._gathered("train")
             if columns:
                 logs |= self._summary(columns)
+            if isinstance(self.train_dataset, Mixed):
+                logs |= self._of_mixture(columns, self._gathered("sft"))
+            logs |= self.usage.logged()
             if self.beta_training.grad_norms:
                 logs["beta/head_grad_norm"] = torch.stack(self.beta_training.grad_norms).mean().item()
                 self.beta_training.grad_norms.clear()
         super().log(logs, *args, **kwargs)
+
+    @staticmethod
+    def _of_mixture(preferences: dict[str, Tensor], instructions: dict[str, Tensor]) -> dict[str, float]:
+        """Return both losses apart, and the share of instructions among the examples since the last log."""
+        count = instructions["nll"].shape[0] if instructions else 0
+        logs = {"sft_share": count / (count + preferences["losses"].shape[0])} if preferences else {}
+        if preferences:
+            logs["preference_loss"] = preferences["losses"].mean().item()
+        if count:
+            logs["sft_nll"] = instructions["nll"].mean().item()
+        return logs
 
     def evaluation_loop(self, *args, **kwargs):
         self._columns.pop("eval", None)
@@ -301,6 +373,7 @@ class PreferenceTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._require_finite()
         columns = self._take("eval")
+        self.evaluated[prefix] = columns
         if columns:
             # The mean over examples; the host's own is over batches, of which the last is smaller than the others.
             output.metrics[f"{prefix}_loss"] = columns["losses"].mean().item()
@@ -330,6 +403,7 @@ class PreferenceTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
+        self.usage.save(output_dir, self.args.process_index)
         if self.args.should_save:
             self.beta_training.save(output_dir)
 
@@ -338,6 +412,7 @@ class PreferenceTrainer(Trainer):
         if checkpoint is not None:
             load_head(checkpoint, self.strategy, self.head_config)
             self.beta_training.load(checkpoint)
+            self.usage.load(checkpoint, self.args.process_index)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -473,6 +548,8 @@ class UnpairedTrainer(PreferenceTrainer):
         policy = self._policy_rows(model, own, self._wants("policy"))
         reference = self._reference_rows(model, own, self._wants("reference"))
         with torch.no_grad():
+            if self._counting:
+                self.usage.forward_only(mismatched, predictions(mismatched), ran=True)
             policy_kl = forward_rows(model, mismatched).logps
             kl = (policy_kl - self._reference_rows(model, mismatched, frozenset()).logps).mean()
             kl = mean_over_ranks(kl)

@@ -1,5 +1,6 @@
 """From the host's arguments to a finished run: tokenizer, data, model, reference, strategy, trainer, results."""
 
+import copy
 import importlib
 from typing import Any
 
@@ -9,31 +10,50 @@ from .head_file import build_strategy, head_config, load_head
 from .host import TUNER, pieces
 from .layout import Batches
 from .losses import LOSSES
+from .mixture import Mixed
 from .reference_cache import ReferenceCache
 from .run_record import write_record
 from .shared_prompt import Costs
 from .trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
+from .usage import write_usage
 
 PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
 
 
-def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> Batches:
+def _padded(kind, data_args, model, template, tokenizer_module):
+    """Return one of the host's collators."""
     host = pieces()
-    tokenizer = tokenizer_module["tokenizer"]
-    collate = (host.PairCollator if loss.data == "pairs" else host.UnpairedCollator)(
+    pad = tokenizer_module["tokenizer"].pad_token_id
+    return kind(
         template=template,
         model=model,
         pad_to_multiple_of=8,
-        label_pad_token_id=host.IGNORE_INDEX if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
+        label_pad_token_id=host.IGNORE_INDEX if data_args.ignore_pad_token_for_loss else pad,
         **tokenizer_module,
     )
+
+
+def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> Batches:
+    host = pieces()
+    kind = host.PairCollator if loss.data == "pairs" else host.UnpairedCollator
     return Batches(
-        collate=collate,
+        collate=_padded(kind, data_args, model, template, tokenizer_module),
         data=loss.data,
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=tokenizer_module["tokenizer"].pad_token_id or 0,
         costs=Costs.of(model.config),
         prompts="prompt_nll" in strategy.needs,
     )
+
+
+def _instructions(model_args, data_args, training_args, template, tokenizer_module, names: str, log) -> Any:
+    """Return the tokenized instructions of `sft_dataset`."""
+    host = pieces()
+    own = copy.deepcopy(data_args)
+    own.dataset, own.eval_dataset, own.val_size = [name.strip() for name in names.split(",")], None, 0.0
+    own.mix_strategy, own.interleave_probs = "concat", None
+    own.tokenized_path = None  # it is the preferences'
+    data = host.get_dataset(template, model_args, own, training_args, stage="sft", **tokenizer_module)["train_dataset"]
+    return drop_unusable(data, "instruction", "instructions", log)
 
 
 def _caches(
@@ -138,6 +158,12 @@ def build_trainer(
     collator.caches = _caches(
         dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
     )
+    if training_args.do_train and finetuning_args.sft_dataset and finetuning_args.sft_ratio > 0:
+        instructions = _instructions(
+            model_args, data_args, training_args, template, tokenizer_module, finetuning_args.sft_dataset, log
+        )
+        dataset_module["train_dataset"] = Mixed(dataset_module["train_dataset"], instructions)
+        collator.collate_sft = _padded(host.InstructionCollator, data_args, model, template, tokenizer_module)
     trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
     trainer = trainer_class(
         model=model,
@@ -196,12 +222,18 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         trainer.save_model()
         if finetuning_args.include_effective_tokens_per_second:
+            data = dataset_module["train_dataset"]
             result.metrics["effective_tokens_per_sec"] = host.calculate_tps(
-                dataset_module["train_dataset"], result.metrics, stage="rm" if loss.data == "pairs" else "sft"
+                data.preferences if isinstance(data, Mixed) else data,
+                result.metrics,
+                stage="rm" if loss.data == "pairs" else "sft",
             )
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
+        usage = trainer.usage.summary(trainer.state.global_step)
+        if trainer.is_world_process_zero():
+            write_usage(training_args.output_dir, usage)
         if trainer.is_world_process_zero() and finetuning_args.plot_loss:
             host.plot_loss(training_args.output_dir, keys=_plot_keys(dataset_module))
 

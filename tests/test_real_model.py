@@ -44,7 +44,7 @@ def _recipe(output: Path, **changes) -> dict:
 
 @pytest.mark.parametrize("loss", ["sigmoid", "simpo"])
 def test_the_fast_ways_change_no_trajectory(tmp_path, loss):
-    plain = {"disable_shared_prompt": True, "disable_response_logits": True, "disable_reference_cache": True}
+    plain = {f"disable_{part}": True for part in ("shared_prompt", "response_logits", "reference_cache", "fused_lora")}
     common = {"pref_loss": loss, "beta_mode": "fixed"}
     expected = series(train(_recipe(tmp_path / "plain", **common, **plain)), "loss")
     losses = series(train(_recipe(tmp_path / "fast", **common)), "loss")

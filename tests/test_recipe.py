@@ -169,6 +169,51 @@ UNKNOWN = (
     ),
 )
 
+MIXED = {"sft_dataset": "instructions", "sft_ratio": 0.5}
+MIXTURE = (
+    Bad(
+        "instructions alone", {"sft_dataset": "instructions"}, "sft_dataset", "its share of each step, is 0", "set sft"
+    ),
+    Bad("share alone", {"sft_ratio": 0.5}, "sft_ratio", "no data set of them is named", "set sft_dataset"),
+    Bad(
+        "share of 1", {**MIXED, "sft_ratio": 1.0}, "sft_ratio", "must be at least 0 and at most 0.99", "choose a value"
+    ),
+    Bad("uneven share", {**MIXED, "sft_ratio": 0.3}, "sft_ratio", "are 0.6, not a whole number", "a multiple of 10"),
+    Bad(
+        "no preference left",
+        {**MIXED, "sft_ratio": 0.75, "gradient_accumulation_steps": 2},
+        "sft_ratio",
+        "none would be left for preferences",
+        "set per_device_train_batch_size to 4 or more",
+    ),
+    Bad(
+        "share of tokens, one at a time",
+        {**MIXED, "sft_ratio_by": "tokens", "per_device_train_batch_size": 1},
+        "per_device_train_batch_size",
+        "at least one preference",
+        "set per_device_train_batch_size: 2 or more",
+    ),
+    Bad("unit", {**MIXED, "sft_ratio_by": "token"}, "sft_ratio_by", "Did you mean 'tokens'?", "set sft_ratio_by"),
+    Bad(
+        "streamed mixture",
+        {**MIXED, "streaming": True, "max_steps": 5},
+        "sft_ratio",
+        "streamed data has none",
+        "remove",
+    ),
+    Bad("instructions in pairs", {**MIXED, "sft_dataset": "pairs"}, "sft_dataset", "data set is of pairs", "stage sft"),
+    Bad(
+        "rated instructions", {**MIXED, "sft_dataset": "answers"}, "sft_dataset", "of single rated answers", "stage sft"
+    ),
+    Bad(
+        "no such instructions", {**MIXED, "sft_dataset": "nosuch"}, "sft_dataset", "defines no such data set", "define"
+    ),
+    Bad("budget cut short", {"budget_tokens": 1e6}, "budget_tokens", "the schedule linear has to know it", "constant"),
+    Bad(
+        "budget of nothing", {"budget_flops": 0, "lr_scheduler_type": "constant"}, "budget_flops", "at least 1", "value"
+    ),
+)
+
 TYPES = (
     Bad("float text", {"pref_beta": "1e-3"}, "pref_beta", "must be a number, not text", "write 0.001 without"),
     Bad("float word", {"pref_beta": "small"}, "pref_beta", "must be a number, not text", "write a number"),
@@ -419,7 +464,7 @@ FILES = (
     Bad("no eval data", {"eval_strategy": "steps"}, "eval_strategy", "no evaluation data", "set val_size or"),
 )
 
-BAD = (*UNKNOWN, *TYPES, *RANGES, *COMBINATIONS, *FILES)
+BAD = (*UNKNOWN, *MIXTURE, *TYPES, *RANGES, *COMBINATIONS, *FILES)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
