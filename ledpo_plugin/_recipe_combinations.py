@@ -227,6 +227,13 @@ def check_evaluated_head(recipe: Reading) -> Iterator[Problem]:
     yield problem("beta_mode", recipe.mode, why, fix)
 
 
+def check_fill(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem where a cache is to be filled that is switched off."""
+    if recipe.flag("fill_reference_cache") and recipe.flag("disable_reference_cache"):
+        why = "disable_reference_cache keeps no cache that could be filled"
+        yield problem("fill_reference_cache", True, why, "remove one of the two")
+
+
 def check_pissa(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where PiSSA changes the weights that the reference is read from."""
     loss = recipe.loss

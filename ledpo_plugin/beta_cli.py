@@ -114,7 +114,7 @@ def beta_of_prompts(
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         ids = [_encode(prompt, tokenizer, template) for prompt in part]
-        output = forward_rows(model, _pad(ids, tokenizer, model.device), wants=strategy.needs)
+        output = forward_rows(model, pad_prompts(ids, tokenizer, model.device), wants=strategy.needs)
         features = BetaFeatures(size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False)
         for prompt, tokens, beta in zip(part, ids, strategy(features).beta.tolist(), strict=True):
             rows.append({"prompt": prompt, "beta": beta, "prompt_tokens": len(tokens)})
@@ -126,7 +126,7 @@ def _encode(prompt: str, tokenizer, template) -> list[int]:
     return template.encode_oneturn(tokenizer, messages)[0]
 
 
-def _pad(ids: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
+def pad_prompts(ids: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
     """Right-pad prompts into a batch whose one labelled token marks where the response would start."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(row) for row in ids) + 1

@@ -41,7 +41,7 @@ def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_ar
     # The host merges all adapters but the one it goes on training; what is merged is part of the reference.
     merged = adapters if finetuning_args.create_new_adapter else adapters[:-1]
     own = finetuning_args.ref_model is not None
-    return {
+    key = {
         "model": files_hash(finetuning_args.ref_model if own else model_args.model_name_or_path, memory),
         "revision": model_args.model_revision,
         "adapters": files_hash(finetuning_args.ref_model_adapters, memory)
@@ -56,10 +56,28 @@ def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_ar
         "cutoff_len": data_args.cutoff_len,
         "data": fingerprint(data),
     }
+    if finetuning_args.fill_reference_cache:
+        key["batches"] = _fixed_batches(training_args, finetuning_args)
+    return key
+
+
+def _fixed_batches(training_args: Any, finetuning_args: Any) -> dict[str, Any]:
+    """Return what decides the last bits of values that come from fixed batches: they have a cache of their own."""
+    return {
+        "size": training_args.per_device_eval_batch_size,
+        "layout": [not finetuning_args.disable_shared_prompt, not finetuning_args.disable_response_logits],
+        "threads": None if torch.cuda.is_available() else torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def open_caches(
-    datasets: Mapping[str, Any], strategy: BetaStrategy, head_source: str | None, hidden_size: int, key_of: Callable
+    datasets: Mapping[str, Any],
+    strategy: BetaStrategy,
+    head_source: str | None,
+    hidden_size: int,
+    key_of: Callable,
+    folder: Path | None = None,
 ) -> tuple[dict[str, Any], list[ReferenceCache]]:
     """Return the data sets with columns that say where each row's values are, and the caches they are in.
 
@@ -69,6 +87,7 @@ def open_caches(
         head_source: "reference" if the strategy reads the reference's states.
         hidden_size: width of the hidden state.
         key_of: data set -> key.
+        folder: where caches are kept; None: where they always are.
     """
     fields: dict[str, tuple[int, ...]] = {LOGPS: (2,)}
     if head_source == "reference":
@@ -78,7 +97,7 @@ def open_caches(
         fields["entropy"] = (2,)
     marked, caches = {}, []
     for number, (name, data) in enumerate(datasets.items()):
-        caches.append(ReferenceCache(default_folder(), key_of(data), len(data), fields))
+        caches.append(ReferenceCache(folder or default_folder(), key_of(data), len(data), fields))
         marked[name] = data.add_column(ROW, list(range(len(data)))).add_column(SET, [number] * len(data))
     return marked, caches
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
@@ -31,24 +32,42 @@ def _beta(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from omegaconf import OmegaConf  # as the host reads recipes; YAML proper reads 1e-3 as text
 
+    from .experiments.commands import experiments_and_recipes, validate_experiment
     from .host import recipe_keys, require_supported, stock_keys
     from .recipe import RecipeError, check_recipe, check_stock_recipe, is_plugin_recipe
 
     require_supported()
     failed = 0
-    for path in args.recipes:
+    with_files = False if args.no_files else None
+    experiments, recipes = experiments_and_recipes(args.recipes)
+    for folder in experiments:
+        good, text = validate_experiment(folder, recipe_keys(), with_files)
+        failed += not good
+        print(text)
+    for path in recipes:
         recipe = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(recipe, dict):
             print(f"{path}: not a mapping of keys to values")
             failed += 1
             continue
         if is_plugin_recipe(recipe):
-            problems = check_recipe(recipe, recipe_keys(), os.environ)
+            problems = check_recipe(recipe, recipe_keys(), os.environ, with_files=not args.no_files)
         else:
             problems = check_stock_recipe(recipe, stock_keys())
         failed += bool(problems)
         print(f"{path}: {RecipeError(problems)}" if problems else f"{path}: good")
     return 1 if failed else 0
+
+
+def _experiments(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command of `experiments.commands`, imported when it is called."""
+
+    def command(args: argparse.Namespace) -> int:
+        from .experiments import commands
+
+        return getattr(commands, name)(args)
+
+    return command
 
 
 def _cache(args: argparse.Namespace) -> int:
@@ -81,8 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run_command=_doctor)
 
-    validate = commands.add_parser("validate", help="check recipes without loading a model")
-    validate.add_argument("recipes", nargs="+")
+    validate = commands.add_parser("validate", help="check recipes and experiments without loading a model")
+    validate.add_argument("recipes", nargs="+", help="recipes, folders of experiments, or folders of either")
+    validate.add_argument("--no-files", action="store_true", help="do not ask whether models and data are there")
     validate.set_defaults(run_command=_validate)
 
     cache = commands.add_parser("cache", help="compute what the reference model says of a recipe's data, once for all")
@@ -98,6 +118,32 @@ def build_parser() -> argparse.ArgumentParser:
     beta.add_argument("--batch-size", type=int, default=8)
     beta.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
     beta.set_defaults(run_command=_beta)
+
+    run = commands.add_parser("run", help="run an experiment, or what of it is open, and write its report")
+    run.add_argument("experiment", help="an experiment's folder, such as yaml_recipes/loss_variants_impact")
+    run.add_argument("--profile", default="cpu", help="a profile of its experiment.yaml; default cpu")
+    run.add_argument("--only", help="variants, separated by commas; left out: all")
+    run.add_argument("--seeds", help="seeds, separated by commas; left out: the profile's")
+    run.add_argument("--results", help="results folder; left out: runs/experiments/NAME/PROFILE")
+    run.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
+    run.add_argument("--launcher", choices=("local", "ray"), default="local")
+    run.add_argument(
+        "--ray-address", help="of the cluster, for --launcher ray; left out: RAY_ADDRESS or this machine's"
+    )
+    run.add_argument("--jobs", type=int, help="runs side by side; left out: as many as there is room for")
+    run.set_defaults(run_command=_experiments("run"))
+    for name, text in (
+        ("status", "how far the runs of an experiment are"),
+        ("report", "write the report of what is finished of an experiment"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("experiment", help="an experiment's folder, or a results folder")
+        command.add_argument("--profile", default="cpu")
+        command.add_argument("--results", help="results folder, where it is not the default one")
+        command.set_defaults(run_command=_experiments(name))
+    prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
+    prepare_.add_argument("--workdir", default=".ledpo")
+    prepare_.set_defaults(run_command=_experiments("prepare"))
 
     quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
     actions = quickstart.add_subparsers(dest="action", required=True)

@@ -105,6 +105,12 @@ class LedpoArguments:
     disable_reference_cache: bool = _key(
         False, "Run the reference model anew in every epoch and every run, and keep nothing on disk.", data="pairs"
     )
+    fill_reference_cache: bool = _key(
+        False,
+        "Run the reference over all pairs in fixed batches before the first step, so that a run's numbers do not "
+        "depend on what was cached before.",
+        data="pairs",
+    )
     disable_fused_lora: bool = _key(
         False, "Run LoRA layers as PEFT writes them, one operation and one kept tensor at a time."
     )

@@ -95,6 +95,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_effect,
     combinations.check_frozen_policy,
     combinations.check_evaluated_head,
+    combinations.check_fill,
     combinations.check_pissa,
     combinations.check_batch,
     combinations.check_backends,

@@ -179,6 +179,10 @@ class ReferenceCache:
             ) from error
         self._unsaved = False
 
+    def refresh(self) -> None:
+        """Take in what other processes have written meanwhile."""
+        self._take(self._read())
+
     def _read(self) -> dict[str, Tensor] | None:
         """Return what is on disk, or None; says in `note` why something that is there is not used."""
         if not (self.folder / VALUES).exists():

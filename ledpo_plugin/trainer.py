@@ -223,7 +223,23 @@ class PreferenceTrainer(Trainer):
         return frozenset(wants)
 
     def fill_caches(self) -> list[str]:
-        """Run the reference over every row that is not in its cache yet; return a sentence per data set."""
+        """Fill the caches with what the reference says of every row; return a sentence per data set.
+
+        It runs over whole batches of per_device_eval_batch_size rows in their order, also where only some of a batch
+        are missing, so that a row's value does not depend on what was there. Processes share the batches.
+
+        Raises:
+            ValueError: something is missing and the model is not whole and in place before training.
+            CacheError: a cache cannot be written.
+        """
+        in_place = next(self.model.parameters()).device.type == self.args.device.type
+        if not in_place or self.is_fsdp_enabled or _weights_are_elsewhere():
+            if all(cache.complete for cache in self.caches):
+                return [f"all of {cache.rows} pairs were in {cache.folder}" for cache in self.caches]
+            raise ValueError(
+                "The reference cache cannot be filled here, as DeepSpeed or FSDP puts the weights in place only when "
+                "training starts. Run `ledpo cache RECIPE` in one process first, or remove fill_reference_cache."
+            )
         train = self.train_dataset
         train = train.preferences if isinstance(train, Mixed) else train
         sets = [train] if train is not None else []
@@ -231,18 +247,37 @@ class PreferenceTrainer(Trainer):
         sets += list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
         notes = []
         for cache, data in zip(self.caches, sets, strict=True):
-            before, size = int(cache.filled.sum()), self.args.per_device_eval_batch_size
-            missing = [row for row in range(cache.rows) if not cache.filled[row]]
-            for start in tqdm(range(0, len(missing), size), desc=f"reference of {cache.rows} pairs", unit="batch"):
-                batch = self.data_collator([data[row] for row in missing[start : start + size]])
-                self._reference_rows(self.model, self._prepare_inputs(batch), self._wants("reference"))
-                cache.collect()
-                if start // size % 100 == 99:
-                    cache.save()
-            cache.save()
+            before = int(cache.filled.sum())
+            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+            self._fill(cache, data, self._missing_batches(cache)[rank::processes])
+            if processes > 1:
+                self.accelerator.wait_for_everyone()
+                cache.refresh()
+                self._fill(cache, data, self._missing_batches(cache))  # what others wrote to a disk of their own
             added = int(cache.filled.sum()) - before
             notes.append(f"{added} of {cache.rows} pairs added, {int(cache.filled.sum())} in {cache.folder}")
         return notes
+
+    def _missing_batches(self, cache: ReferenceCache) -> list[range]:
+        """Return the batches, among the fixed ones that all rows are cut into, of which a row is missing."""
+        size = self.args.per_device_eval_batch_size
+        batches = (range(start, min(start + size, cache.rows)) for start in range(0, cache.rows, size))
+        return [rows for rows in batches if not bool(cache.filled[rows.start : rows.stop].all())]
+
+    def _fill(self, cache: ReferenceCache, data: Any, batches: list[range]) -> None:
+        was_training = self.model.training
+        self.model.eval()
+        title = f"reference of {cache.rows} pairs"
+        quiet = not batches or not self.is_world_process_zero()
+        for number, rows in enumerate(tqdm(batches, desc=title, unit="batch", disable=quiet)):
+            batch = self._prepare_inputs(self.data_collator([data[row] for row in rows]))
+            with self.compute_loss_context_manager():
+                self._reference_rows(self.model, batch, self._wants("reference"))
+            cache.collect()
+            if number % 100 == 99:
+                cache.save()
+        cache.save()
+        self.model.train(was_training)
 
     # ---- loss
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 USAGE = "ledpo_usage.json"
 
@@ -106,7 +107,7 @@ class Usage(TrainerCallback):
         self.started = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Stop where a budget is used up."""
+        """Stop where a budget is used up, and have the last step saved where checkpoints are."""
         if self.budget_tokens is None and self.budget_flops is None:
             return
         total = self.total()
@@ -114,6 +115,8 @@ class Usage(TrainerCallback):
         over = self.budget_tokens is not None and tokens >= self.budget_tokens
         over |= self.budget_flops is not None and self.cost.flops(total) >= self.budget_flops
         control.should_training_stop |= over
+        if over and args.save_strategy != SaveStrategy.NO:
+            control.should_save = True  # the host saves the last step by itself only where max_steps ends training
 
     def logged(self) -> dict[str, float]:
         """Return what each line of the log says."""

@@ -20,7 +20,7 @@ from .usage import write_usage
 PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
 
 
-def _padded(kind, data_args, model, template, tokenizer_module):
+def padded_collator(kind, data_args, model, template, tokenizer_module):
     """Return one of the host's collators."""
     host = pieces()
     pad = tokenizer_module["tokenizer"].pad_token_id
@@ -37,7 +37,7 @@ def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> B
     host = pieces()
     kind = host.PairCollator if loss.data == "pairs" else host.UnpairedCollator
     return Batches(
-        collate=_padded(kind, data_args, model, template, tokenizer_module),
+        collate=padded_collator(kind, data_args, model, template, tokenizer_module),
         data=loss.data,
         pad_id=tokenizer_module["tokenizer"].pad_token_id or 0,
         costs=Costs.of(model.config),
@@ -163,7 +163,7 @@ def build_trainer(
             model_args, data_args, training_args, template, tokenizer_module, finetuning_args.sft_dataset, log
         )
         dataset_module["train_dataset"] = Mixed(dataset_module["train_dataset"], instructions)
-        collator.collate_sft = _padded(host.InstructionCollator, data_args, model, template, tokenizer_module)
+        collator.collate_sft = padded_collator(host.InstructionCollator, data_args, model, template, tokenizer_module)
     trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
     trainer = trainer_class(
         model=model,
@@ -195,6 +195,16 @@ def fill_caches(recipe: dict[str, Any]) -> list[str]:
     return trainer.fill_caches()
 
 
+def _fill_first(trainer: PreferenceTrainer) -> None:
+    """Fill the caches before training, or say that there are none."""
+    log = pieces().logging.get_logger("llamafactory.ledpo").info_rank0
+    if not trainer.caches:
+        log("fill_reference_cache: nothing is filled, as this run keeps no reference cache.")
+        return
+    for note in trainer.fill_caches():
+        log(f"Reference cache filled before the first step: {note}.")
+
+
 def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
     """Train and evaluate as the recipe says; called by LLaMA-Factory in place of its own DPO workflow."""
     host = pieces()
@@ -219,6 +229,8 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
         )
 
     if training_args.do_train:
+        if finetuning_args.fill_reference_cache:
+            _fill_first(trainer)
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         trainer.save_model()
         if finetuning_args.include_effective_tokens_per_second:

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from conftest import history, series, train
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ledpo_plugin.mixture import Mixed, MixtureBatches, separate, share_problem
@@ -161,6 +162,19 @@ def test_a_budget_of_tokens_or_operations_ends_training(tiny, tmp_path):
     ):
         output = train(tiny.recipe(tmp_path / f"{key}{expected}", **steps, **{key: float(value)}))
         assert history(output)[-1]["step"] == expected, key
+
+
+@pytest.mark.parametrize("strategy,saved", [("steps", [2, 3]), ("epoch", [3]), ("no", [])])
+def test_the_step_at_which_a_budget_ends_training_is_saved_where_checkpoints_are(tiny, tmp_path, strategy, saved):
+    free = history(train(tiny.recipe(tmp_path / "free", max_steps=3)))
+    tokens = free[2]["policy_tokens"] + free[2]["reference_tokens"]
+    common = {"max_steps": 50, "save_strategy": strategy, "save_steps": 2, "lr_scheduler_type": "constant"}
+    output = train(tiny.recipe(tmp_path / "run", budget_tokens=float(tokens), **common))
+    steps = sorted(int(path.name.split("-")[1]) for path in output.glob("checkpoint-*"))
+    assert steps == saved
+    for path in output.glob("checkpoint-3"):
+        last, final = (load_file(folder / "adapter_model.safetensors") for folder in (path, output))
+        assert all(torch.equal(last[key], final[key]) for key in final)
 
 
 def test_the_cache_does_not_change_what_a_budget_counts(tiny, tmp_path, monkeypatch):

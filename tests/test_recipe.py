@@ -375,6 +375,13 @@ COMBINATIONS = (
         "the frozen policy is the reference itself",
         "set ref_model",
     ),
+    Bad(
+        "fill without a cache",
+        {"fill_reference_cache": True, "disable_reference_cache": True},
+        "fill_reference_cache",
+        "keeps no cache that could be filled",
+        "remove one of the two",
+    ),
     Bad("pissa", {"pissa_init": True}, "pissa_init", "PiSSA rewrites the base weights", "remove pissa_init"),
     Bad(
         "beta_dpo alone",

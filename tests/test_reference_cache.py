@@ -1,6 +1,7 @@
 """The reference cache: the same numbers as without it, found again only under the same key, safe on disk."""
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -13,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import series, train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ledpo_plugin import caching
 from ledpo_plugin.reference_cache import KEY, VALUES, CacheError, ReferenceCache, files_hash, fingerprint, key_hash
+from ledpo_plugin.workflow import fill_caches
 
 FIELDS = {"logps": (2,), "hidden": (4,)}
 
@@ -158,9 +160,15 @@ def _arguments() -> dict[str, SimpleNamespace]:
         "data_args": SimpleNamespace(
             template="chatml", default_system=None, tool_format=None, enable_thinking=True, cutoff_len=128
         ),
-        "training_args": SimpleNamespace(fp16=False, bf16=False),
+        "training_args": SimpleNamespace(fp16=False, bf16=False, per_device_eval_batch_size=8),
         "finetuning_args": SimpleNamespace(
-            ref_model=None, ref_model_adapters=None, ref_model_quantization_bit=None, create_new_adapter=False
+            ref_model=None,
+            ref_model_adapters=None,
+            ref_model_quantization_bit=None,
+            create_new_adapter=False,
+            fill_reference_cache=False,
+            disable_shared_prompt=False,
+            disable_response_logits=False,
         ),
     }
 
@@ -192,6 +200,7 @@ ROW = {
         ("training_args", "bf16", True),
         ("finetuning_args", "ref_model", "hub/reference"),
         ("finetuning_args", "create_new_adapter", True),
+        ("finetuning_args", "fill_reference_cache", True),
     ],
 )
 def test_everything_the_values_depend_on_changes_the_key(group, name, value):
@@ -208,6 +217,25 @@ def test_so_do_the_settings_of_a_reference_model(name, value):
     before = key_hash(caching.cache_key(**arguments, data=[ROW]))
     setattr(arguments["finetuning_args"], name, value)
     assert key_hash(caching.cache_key(**arguments, data=[ROW])) != before
+
+
+@pytest.mark.parametrize(
+    "group,name,value",
+    [
+        ("training_args", "per_device_eval_batch_size", 4),
+        ("finetuning_args", "disable_shared_prompt", True),
+        ("finetuning_args", "disable_response_logits", True),
+    ],
+)
+def test_values_of_fixed_batches_are_apart_from_those_of_other_batches(group, name, value):
+    arguments = _arguments()
+    setattr(arguments[group], name, value)
+    assert caching.cache_key(**arguments, data=[ROW]) == caching.cache_key(**_arguments(), data=[ROW])
+    keys = []
+    for these in (_arguments(), arguments):
+        these["finetuning_args"].fill_reference_cache = True
+        keys.append(key_hash(caching.cache_key(**these, data=[ROW])))
+    assert keys[0] != keys[1]
 
 
 def test_the_adapter_in_training_is_not_part_of_the_reference():
@@ -263,3 +291,67 @@ def test_a_pair_s_values_do_not_depend_on_the_others_in_its_batch(tiny, tmp_path
     cached = train(tiny.recipe(tmp_path / "cached", **common))
     anew = train(tiny.recipe(tmp_path / "anew", disable_reference_cache=True, **common))
     assert series(cached, "loss") == pytest.approx(series(anew, "loss"), rel=1e-4)
+
+
+def _forget(folder: Path, rows: list[int]) -> None:
+    """Make the one cache of 48 pairs in `folder` one that was left half-filled, with nothing right in the gaps."""
+    (path,) = [path for path in folder.rglob(VALUES) if load_file(path)["filled"].shape[0] == 48]
+    tensors = load_file(path)
+    for name, values in tensors.items():
+        values[rows] = 0 if name == "filled" else 77
+    save_file(tensors, path)
+
+
+def test_with_a_filled_cache_losses_do_not_depend_on_what_was_there(tiny, tmp_path, monkeypatch):
+    """Bit by bit: cold, after a run that cached batches of another order and size, and half-filled."""
+    recipe = tiny.recipe(tmp_path / "cold", beta_mode="head", max_steps=8, per_device_eval_batch_size=5)
+    recipe["fill_reference_cache"] = True
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
+    cold = train(recipe)
+    _forget(tmp_path / "cache", [0, 1, 2, 7, 30, 31, 47])
+    half = train(recipe | {"output_dir": str(tmp_path / "half")})
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "other"))
+    other = {"output_dir": str(tmp_path / "before"), "fill_reference_cache": False, "seed": 3, "max_steps": 5}
+    train(recipe | other | {"per_device_train_batch_size": 3})
+    after = train(recipe | {"output_dir": str(tmp_path / "after")})
+    for run in (half, after):
+        for key in ("loss", "grad_norm", "rewards/margins", "beta/std"):
+            assert series(run, key) == series(cold, key), key
+
+
+def test_a_half_filled_cache_is_filled_in_whole_fixed_batches(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
+    recipe = tiny.recipe(tmp_path / "run", beta_mode="fixed", per_device_eval_batch_size=5, max_steps=1)
+    seen = []
+    original = ReferenceCache.put
+    monkeypatch.setattr(
+        ReferenceCache, "put", lambda self, rows, values: original(self, seen.append(rows) or rows, values)
+    )
+    fill_caches(recipe)
+    assert [rows.tolist() for rows in seen] == [list(range(k, min(k + 5, 48))) for k in range(0, 48, 5)]
+    seen.clear()
+    _forget(tmp_path / "cache", [1, 2, 47])
+    (note,) = fill_caches(recipe)
+    assert note.startswith("3 of 48 pairs added, 48 in")
+    assert [rows.tolist() for rows in seen] == [[0, 1, 2, 3, 4], [45, 46, 47]]
+
+
+@pytest.mark.parametrize("changes", [{"beta_mode": "epsilon_dpo"}, {"pref_loss": "orpo"}])
+def test_filling_where_there_is_no_cache_says_so_and_goes_on(tiny, tmp_path, monkeypatch, changes):
+    said = []
+    monkeypatch.setattr(logging.Logger, "info_rank0", lambda self, text, *args, **kwargs: said.append(str(text)))
+    run = train(tiny.recipe(tmp_path / "run", max_steps=1, fill_reference_cache=True, **changes))
+    assert len(series(run, "loss")) == 1
+    assert any("fill_reference_cache: nothing is filled" in text for text in said)
+
+
+def test_weights_that_are_not_in_place_before_training_are_refused_unless_all_is_there(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
+    recipe = tiny.recipe(tmp_path / "run", beta_mode="fixed", fill_reference_cache=True, disable_response_logits=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("ledpo_plugin.trainer._weights_are_elsewhere", lambda: True)
+        with pytest.raises(ValueError, match="Run `ledpo cache RECIPE` in one process first"):
+            train(recipe)
+    fill_caches(recipe)
+    monkeypatch.setattr("ledpo_plugin.trainer._weights_are_elsewhere", lambda: True)
+    assert len(series(train(recipe), "loss")) == 4

@@ -1,0 +1,95 @@
+"""An experiment as its folder defines it: `experiment.yaml` and one flat recipe per variant."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .budget import Budget
+
+FILE = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the things that are compared: a flat recipe, and how it differs from another."""
+
+    name: str
+    label: str
+    changes: tuple[str, ...]  # the only keys that differ from `compares_to`
+    compares_to: str | None  # None: of the baseline alone
+    note: str
+    path: Path
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run needs."""
+
+    cpus: int = 1
+    memory_gb: float = 4
+    gpus: int = 0
+    disk_gb: float = 1
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together: one per accelerator."""
+        return max(1, self.gpus)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment under one of its profiles."""
+
+    folder: Path
+    name: str
+    title: str
+    question: str
+    status: str
+    baseline: str
+    profile: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    checkpoints: int | None  # the policy is measured after so many equal parts
+    checkpoint_steps: int | None  # or after every so many steps
+    resources: Resources
+    evaluation: Mapping[str, Any]
+    prepare: str | None
+    seconds_per_run: float | None
+    keep_checkpoints: bool
+    raw: Mapping[str, Any]  # experiment.yaml, with the profile's part under "profile"
+
+    def variant(self, name: str) -> Variant:
+        """Return a variant by its name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds, read as LLaMA-Factory reads recipes (1e-3 is a number).
+
+    Raises:
+        ValueError: it is no YAML; the message says where.
+        OSError: it cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except OSError:
+        raise
+    except Exception as error:  # what the YAML and OmegaConf parsers raise has no common class
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+
+
+def is_experiment(path: str | Path) -> bool:
+    """Whether the path is an experiment's folder or its `experiment.yaml`."""
+    path = Path(path)
+    return path.name == FILE or (path / FILE).is_file()
+
+
+def folder_of(path: str | Path) -> Path:
+    """Return the folder of an experiment that was named by its folder or by its `experiment.yaml`."""
+    path = Path(path)
+    return path.parent if path.name == FILE else path

@@ -1,0 +1,152 @@
+"""Running an experiment: what is open is started, what is finished is kept, what fails does not stop the others."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .budget import steps_of
+from .definition import Experiment
+from .files import tail
+from .launchers import Launcher, Task
+from .plan import Run, content_hash
+from .progress import Progress
+from .store import BASE, WORKER_LOG, Locked, ResultsError, is_finished, locked, open_results, state_of, write_run
+
+POLL = 0.3  # seconds
+# What the numbers of an untrained model depend on, beside the evaluation.
+OF_BASE = (
+    "model_name_or_path",
+    "model_revision",
+    "adapter_name_or_path",
+    "quantization_bit",
+    "template",
+    "default_system",
+    "enable_thinking",
+    "tool_format",
+    "cutoff_len",
+    "dataset_dir",
+    "max_samples",
+    "flash_attn",
+    "bf16",
+    "fp16",
+    "per_device_eval_batch_size",
+)
+
+
+def base_runs(experiment: Experiment, results: Path, runs: Sequence[Run]) -> dict[str, Run]:
+    """Return, by name, the measurements of untrained models: one for all runs that start from the same."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        name = base_name(run.recipe, experiment.evaluation)
+        found.setdefault(name, Run("untrained model", 0, results / BASE / name, run.recipe))
+    return found
+
+
+def base_name(recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Return 12 hexadecimal digits that stand for an untrained model and what it is measured on."""
+    return content_hash({"of": {key: recipe.get(key) for key in OF_BASE}, "evaluation": evaluation})[:12]
+
+
+def job_of(experiment: Experiment, run: Run) -> dict[str, Any]:
+    """Return what the worker of a run is told beside its recipe."""
+    processes = experiment.resources.processes
+    return {
+        "kind": "run",
+        "experiment": experiment.name,
+        "profile": experiment.profile,
+        "variant": run.variant,
+        "seed": run.seed,
+        "base": base_name(run.recipe, experiment.evaluation),
+        "budget": asdict(experiment.budget),
+        "steps": steps_of(experiment.budget, run.recipe, processes),
+        "evaluation": dict(experiment.evaluation),
+        "processes": processes,
+        "keep_checkpoints": experiment.keep_checkpoints,
+        "cwd": str(Path.cwd()),
+    }
+
+
+def execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher) -> bool:
+    """Finish all runs; return whether all of them could be finished.
+
+    Finished runs are left as they are, broken ones go on from their checkpoints. Whatever happens to one run, the
+    others go on.
+
+    Raises:
+        ResultsError: the results folder is of something else, or another `ledpo run` is at work in it.
+    """
+    open_results(experiment, results)
+    try:
+        with locked(results, "(ledpo run)"):
+            return _execute(experiment, results, runs, launcher)
+    except Locked as error:
+        raise ResultsError(f"{error} is at work in {results}. Wait for it, or stop it first.") from None
+
+
+def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher) -> bool:
+    bases = base_runs(experiment, results, runs)
+    open_bases = {name: run for name, run in bases.items() if not is_finished(run.folder)}
+    open_runs = {run.name: run for run in runs if not is_finished(run.folder)}
+    for run in open_bases.values():
+        write_run(run, {"kind": "base", "evaluation": dict(experiment.evaluation), "cwd": str(Path.cwd())})
+    for run in open_runs.values():
+        write_run(run, job_of(experiment, run))
+    waiting = [Task(name, run.folder, experiment.resources) for name, run in (open_bases | open_runs).items()]
+    everything = open_bases | open_runs
+    progress = Progress(runs, launcher.slots, experiment.seconds_per_run)
+    kept = len(runs) - len(open_runs)
+    progress.note(
+        f"{results}: {len(runs)} runs, {kept} finished before; up to {min(launcher.slots, max(1, len(waiting)))} "
+        f"side by side."
+    )
+    at_work: set[str] = set()
+    failed: set[str] = set()
+    try:
+        while waiting or at_work:
+            while waiting and len(at_work) < launcher.slots:
+                if not _has_disk(results, experiment.resources.disk_gb):
+                    failed |= {task.name for task in waiting}
+                    progress.note(_no_disk(results, experiment, [task.name for task in waiting]))
+                    waiting.clear()
+                    break
+                task = waiting.pop(0)
+                launcher.start(task)
+                at_work.add(task.name)
+                progress.note(f"started  {task.name if task.name in open_runs else 'untrained model ' + task.name}")
+            time.sleep(POLL)
+            for name, status in launcher.finished().items():
+                at_work.discard(name)
+                if is_finished(everything[name].folder):
+                    progress.note(f"finished {name}")
+                else:
+                    failed.add(name)
+                    progress.note(_failure(name, everything[name].folder, status))
+            progress.show(at_work)
+    finally:
+        launcher.stop()
+    progress.show(set(), now=True)
+    return not failed
+
+
+def _has_disk(results: Path, needed_gb: float) -> bool:
+    return shutil.disk_usage(results).free >= needed_gb * 1e9
+
+
+def _no_disk(results: Path, experiment: Experiment, names: Sequence[str]) -> str:
+    free = shutil.disk_usage(results).free / 1e9
+    return (
+        f"NOT STARTED: {', '.join(names)}. A run needs {experiment.resources.disk_gb:g} GB of disk and {free:.2f} GB "
+        f"are free in {results}. Free some and give the same command again: finished runs are kept."
+    )
+
+
+def _failure(name: str, folder: Path, status: int) -> str:
+    """Return what there is to say of a run that did not finish: why, the end of its log, and what to do."""
+    state = state_of(folder)
+    why = state.get("error") or f"its worker ended with status {status} and left no result"
+    lines = state.get("log_tail") or tail(folder / WORKER_LOG)
+    shown = "".join(f"\n    | {line}" for line in lines[-12:])
+    return f"FAILED   {name}: {why}{shown}\n    The other runs go on. Logs: {folder}. The same command tries it again."

@@ -1,0 +1,85 @@
+"""What a model answers: greedy, in batches, ended by the template's own end of an answer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+@torch.no_grad()
+def greedy(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stops: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Return the likeliest next tokens, one after the other, of every prompt.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        prompts: token ids.
+        stops: ids that end an answer.
+        pad_id: any id; padded positions are masked.
+        max_new_tokens: where an answer is cut off.
+        batch_size: prompts at a time, in their order.
+
+    Returns:
+        A row a prompt: `ids`, without what ended the answer, and `ended`, whether it ended by itself.
+    """
+    rows = []
+    for start in range(0, len(prompts), batch_size):
+        part = prompts[start : start + batch_size]
+        width = max(map(len, part))
+        ids = torch.full((len(part), width), pad_id)
+        mask = torch.zeros((len(part), width), dtype=torch.long)
+        for row, prompt in enumerate(part):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stops),
+            pad_token_id=pad_id,
+            use_cache=True,
+        )
+        device = model.get_input_embeddings().weight.device
+        with _no_settings_of_its_own(model):
+            found = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        rows += [_cut(new.tolist(), frozenset(stops)) for new in found[:, width:]]
+    return rows
+
+
+def _cut(ids: list[int], stops: frozenset[int]) -> dict[str, Any]:
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    return {"ids": ids[:end], "ended": end is not None}
+
+
+@contextmanager
+def _no_settings_of_its_own(model: nn.Module) -> Iterator[None]:
+    """Keep what a model says about generating, such as a penalty on repetition, out of a greedy answer."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def readable_prompt(ids: Sequence[int], tokenizer: Any, template: Any) -> str:
+    """Return the user's words of a tokenized prompt; more of the prompt where it is not of one turn, or was cut."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    messages = [{"role": "user", "content": MARK}, {"role": "assistant", "content": ""}]
+    empty = tokenizer.decode(template.encode_oneturn(tokenizer, messages)[0], skip_special_tokens=False)
+    before, mark, after = empty.partition(MARK)
+    if mark and text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+        return text[len(before) : len(text) - len(after)]
+    return tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,172 @@
+"""Where runs are started: on this machine, or (`launch_ray`) on a Ray cluster. Both start the same worker."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from .definition import Resources
+from .store import WORKER_LOG
+from .worker import die_with_parent
+
+WORKER = "ledpo_plugin.experiments.worker"
+RESERVED_GB = 1.0  # memory left to everything else
+
+
+class NotEnough(RuntimeError):
+    """There is no room for even one run; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A folder that a worker shall finish."""
+
+    name: str
+    folder: Path
+    resources: Resources
+
+
+class Launcher(Protocol):
+    """Starts workers. A task that was started is running until `finished` names it."""
+
+    slots: int  # how many tasks are started at once, at most
+
+    def start(self, task: Task) -> None:
+        """Start a worker."""
+
+    def finished(self) -> dict[str, int]:
+        """Return name -> exit status of the tasks that ended since the last call."""
+
+    def stop(self) -> None:
+        """Stop all workers that still run."""
+
+
+def worker_environ(resources: Resources) -> dict[str, str]:
+    """Return what a worker's environment must say: bits depend on the number of threads."""
+    return {"OMP_NUM_THREADS": str(resources.cpus), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def worker_command(folder: Path) -> list[str]:
+    """Return the command of a worker."""
+    return [sys.executable, "-m", WORKER, str(folder.absolute())]
+
+
+class LocalLauncher:
+    """Workers on this machine, as many as memory, cores and accelerators allow."""
+
+    def __init__(self, resources: Resources, jobs: int | None = None):
+        """Count the slots.
+
+        Args:
+            resources: what one run needs.
+            jobs: runs side by side; left out: as many as there is room for.
+
+        Raises:
+            NotEnough: there is no room for one run.
+            ValueError: `jobs` is not positive.
+        """
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"--jobs {jobs}: at least one run must be at work. Set it to 1 or more, or leave it out.")
+        self.devices = _devices() if resources.gpus else []
+        room = _room(resources, self.devices)
+        self.slots = min(room) if jobs is None else jobs
+        self.running: dict[str, tuple[subprocess.Popen, Task, list[str]]] = {}
+        self.free = list(self.devices)
+        if resources.gpus and len(self.devices) < resources.gpus * self.slots:
+            self.slots = len(self.devices) // resources.gpus
+
+    def start(self, task: Task) -> None:
+        """Start a worker in a process group of its own; it dies with this process."""
+        taken = [self.free.pop(0) for _ in range(task.resources.gpus)]
+        environ = os.environ | worker_environ(task.resources)
+        if taken:
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        with (task.folder / WORKER_LOG).open("ab") as log:
+            process = subprocess.Popen(
+                worker_command(task.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self.running[task.name] = process, task, taken
+
+    def finished(self) -> dict[str, int]:
+        """Return name -> exit status of the workers that ended since the last call."""
+        ended = {}
+        for name, (process, _, taken) in list(self.running.items()):
+            status = process.poll()
+            if status is not None:
+                ended[name] = status
+                self.free += taken
+                del self.running[name]
+        return ended
+
+    def stop(self) -> None:
+        """Kill all workers with everything they started; their runs go on from their checkpoints another time."""
+        for process, _, _ in self.running.values():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            process.wait()
+        self.running.clear()
+
+
+def _devices() -> list[str]:
+    """Return the accelerators that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [device.strip() for device in named.split(",") if device.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _room(resources: Resources, devices: list[str]) -> list[int]:
+    """Return how many runs there is room for, by cores, memory and accelerators.
+
+    Raises:
+        NotEnough: one of them has room for none.
+    """
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().available / 1e9 - RESERVED_GB
+    room = [max(1, cores // resources.cpus)]  # too few cores make a run slow, not impossible
+    room.append(int(memory / resources.memory_gb) if resources.memory_gb else room[0])
+    if room[-1] < 1:
+        raise NotEnough(
+            f"A run needs {resources.memory_gb:g} GB of memory and {memory:.1f} GB are free. Free some, or lower "
+            f"resources.memory_gb in experiment.yaml if a run needs less."
+        )
+    if resources.gpus:
+        room.append(len(devices) // resources.gpus)
+        if room[-1] < 1:
+            raise NotEnough(
+                f"A run needs {resources.gpus} GPU(s) and there are {len(devices)} here. Use --profile cpu, or "
+                f"--launcher ray with a cluster that has them."
+            )
+    return room
+
+
+def _ray(resources: Resources, **options: Any) -> Launcher:
+    from .launch_ray import RayLauncher
+
+    return RayLauncher(resources, **options)
+
+
+def _local(resources: Resources, *, jobs: int | None = None, **_: Any) -> Launcher:
+    return LocalLauncher(resources, jobs)
+
+
+# Name on the command line (`--launcher`) -> what makes it of a run's resources and the options.
+LAUNCHERS: Mapping[str, Any] = MappingProxyType({"local": _local, "ray": _ray})

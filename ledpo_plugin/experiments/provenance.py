@@ -1,0 +1,91 @@
+"""What a result rests on: versions, the state of the checkout, hashes of model and data, the machine."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ledpo_plugin._recipe_files import DATA_CONFIG
+from ledpo_plugin._recipe_reading import split_names
+from ledpo_plugin.reference_cache import default_folder, files_hash
+from ledpo_plugin.run_record import package_versions
+
+from .reading import read_registry
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit of the checkout a folder is in and whether anything differs from it; None outside of one."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """Return what machine this is."""
+    import psutil
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def data_hashes(recipe: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each data set's file, or the name of the hub it is on.
+
+    Args:
+        recipe: whose `dataset_dir` is meant.
+        names: further data sets than the recipe's own.
+    """
+    folder = Path(recipe.get("dataset_dir") or "data")
+    own = [name for key in ("dataset", "eval_dataset", "sft_dataset") for name in split_names(recipe.get(key))]
+    try:
+        known = read_registry(folder / DATA_CONFIG)
+    except (OSError, ValueError):
+        known = {}
+    hashes = {}
+    for name in dict.fromkeys([*own, *names]):
+        entry = known.get(name) or {}
+        path = folder / str(entry.get("file_name", name))
+        if path.is_file():
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            hashes[name] = str(entry.get("hf_hub_url") or entry.get("ms_hub_url") or path)
+    return hashes
+
+
+def provenance(recipe: Mapping[str, Any], held_out: Iterable[str]) -> dict[str, Any]:
+    """Return everything that a run's numbers depend on beside its recipe."""
+    return {
+        "versions": package_versions(),
+        "model_sha256": files_hash(recipe.get("model_name_or_path"), default_folder()),
+        "data_sha256": data_hashes(recipe, held_out),
+        "hardware": hardware(),
+        "git": git_state(Path.cwd()),
+    }

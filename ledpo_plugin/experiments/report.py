@@ -1,0 +1,64 @@
+"""The report of an experiment: `report.html`, which needs nothing else, `report.md`, and `results.json`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .collected import collect
+from .files import write_text
+from .plain_text import fenced, markdown, visible
+from .sections import sections
+from .summary import summarise
+
+HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "results.json"
+
+
+def write_report(results: Path, definition: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write the report of whatever is finished into the results folder, and return the files.
+
+    Args:
+        results: the folder of results.
+        definition: the experiment's, with the settings of the one profile under `profile`, its name under
+            `profile_name`.
+        states: per planned run `variant`, `seed`, `phase` (finished, failed, pending, training, measuring), `folder`,
+            `error` and `log_tail`.
+
+    Raises:
+        KeyError: the definition lacks what every experiment has (validation would have said so).
+        OSError: the folder cannot be written; an older report is untouched.
+    """
+    found = collect(results, definition, states)
+    summary = summarise(found)
+    page = {
+        "title": str(definition.get("title") or definition.get("name") or "Experiment"),
+        "name": str(definition.get("name") or ""),
+        "profile": str(definition.get("profile_name") or ""),
+        "question": str(definition.get("question") or ""),
+        "date": (summary["date"] or "")[:10] or "no run has finished",
+        "sections": sections(found, summary),
+    }
+    texts = {
+        HTML: _environment(html=True).get_template("report.html.j2").render(page),
+        MARKDOWN: _environment(html=False).get_template("report.md.j2").render(page),
+        NUMBERS: json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():
+        write_text(Path(results) / name, text)
+    return [Path(results) / name for name in texts]
+
+
+def _environment(*, html: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ledpo_plugin.experiments"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"visible": visible, "md": markdown, "fenced": fenced, "svg": Markup}
+    return environment

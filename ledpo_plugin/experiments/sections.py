@@ -1,0 +1,224 @@
+"""The sections of a report, in order, from the numbers and texts of a results folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from . import plots, tables, words
+from .blocks import Paragraph, Plots, Samples, Section, Terms, Verbatim
+from .collected import Collected, Run
+from .plain_text import shortened
+
+MOST_SAMPLES = 8
+MOST_CHARACTERS = 3000  # of a generated text
+MOST_LOG_LINES, MOST_LOG_CHARACTERS = 40, 4000
+
+
+def sections(found: Collected, summary: Mapping[str, Any]) -> list[Section]:
+    """Return the report's sections; one that has nothing to say is left out."""
+    made = [
+        Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(found, summary)]),
+        _results(summary),
+        _setup(found, summary),
+        _budget(summary),
+        _speed(summary),
+        _stability(summary),
+        _beta(summary),
+        _mixture(summary),
+        _texts(found, summary),
+        _costs(summary),
+        _provenance(summary),
+        _failures(found),
+        _recipes(found),
+        _definitions(found, summary),
+    ]
+    return [section for section in made if section and section.blocks]
+
+
+def _notices(found: Collected, summary: Mapping[str, Any]) -> list[Paragraph]:
+    """Return what a reader must know before any number."""
+    notices = []
+    phases: dict[str, list[str]] = {}
+    for run in found.runs:
+        phases.setdefault(run.phase, []).append(f"{found.label(run.variant)} seed {run.seed}")
+    done = len(phases.pop("finished", ()))
+    if done < len(found.runs) or not found.runs:
+        rest = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in phases.items())
+        text = f"This report is of {done} of {words.count(len(found.runs), 'planned run')}"
+        notices.append(f"{text}. {rest[:1].upper()}{rest[1:]}." if rest else f"{text}.")
+    counts = [len(found.finished(name)) for name in found.variants]
+    if done and max(counts) == 1:
+        notices.append("There is one seed only: no interval and no test over seeds is possible.")
+    for name, row in summary["budget"]["variants"].items():
+        if row["off"]:
+            seeds = ", ".join(map(str, row["off"]))
+            notices.append(
+                f"The budget is not equal: {found.label(name)} (seed {seeds}) used more or less than declared by more "
+                "than one optimizer step."
+            )
+    for name, row in summary["stability"].items():
+        if row["not_finite"]:
+            what = words.count(row["not_finite"], "logged value")
+            notices.append(f"{found.label(name)}: {what} of loss or gradient norm not finite.")
+    unread = sum(row["unreadable_log_lines"] for each in summary["stability"].values() for row in each["runs"])
+    if unread:
+        notices.append(f"{words.count(unread, 'line')} of training logs could not be read; curves lack those steps.")
+    notices += summary["provenance"]["warnings"]
+    return [Paragraph(text, "warning") for text in notices]
+
+
+def _results(summary: Mapping[str, Any]) -> Section | None:
+    if not any(run["phase"] == "finished" for run in summary["runs"]):
+        return None
+    blocks: list[Any] = [tables.results_table(summary)]
+    comparisons = tables.comparisons_table(summary)
+    if comparisons.rows:
+        blocks.append(comparisons)
+    blocks.append(Plots(plots.outcome_plots(summary)))
+    secondary = tables.secondary_table(summary)
+    blocks += [secondary] * bool(secondary) + tables.domain_tables(summary)
+    return Section("results", "Results", blocks)
+
+
+def _setup(found: Collected, summary: Mapping[str, Any]) -> Section:
+    return Section("setup", "Set-up", [tables.facts_table(found, summary), tables.setup_table(found)])
+
+
+def _budget(summary: Mapping[str, Any]) -> Section:
+    return Section("budget", "Budget and use", [tables.budget_table(summary), tables.resources_table(summary)])
+
+
+def _speed(summary: Mapping[str, Any]) -> Section:
+    table = tables.convergence_table(summary)
+    curves = plots.curve_plots(summary)
+    blocks: list[Any] = [table] if table else []
+    blocks += [Plots(curves)] if curves else []
+    return Section("speed", "Speed of convergence", blocks)
+
+
+def _stability(summary: Mapping[str, Any]) -> Section:
+    panels = plots.training_plots(summary)
+    large = [plot for plot in panels if not plot.name.startswith("loss-")] + plots.shift_plots(summary)
+    small = [plot for plot in panels if plot.name.startswith("loss-")]
+    blocks: list[Any] = [tables.stability_table(summary)]
+    blocks += [Plots(large)] if large else []
+    if small:
+        blocks.append(Paragraph("Losses of different kinds have different scales, so each has a panel of its own."))
+        blocks.append(Plots(small, small=True))
+    return Section("stability", "Stability", blocks)
+
+
+def _beta(summary: Mapping[str, Any]) -> Section | None:
+    if not summary["beta"]:
+        return None
+    panels = plots.beta_plots(summary)
+    large = [plot for plot in panels if not plot.name.startswith("beta-margin-")]
+    small = [plot for plot in panels if plot.name.startswith("beta-margin-")]
+    blocks: list[Any] = [tables.beta_table(summary)]
+    blocks += [Plots(large)] if large else []
+    blocks += [Plots(small, small=True)] if small else []
+    return Section("beta", "Beta where it moves", blocks)
+
+
+def _mixture(summary: Mapping[str, Any]) -> Section | None:
+    if not summary["mixture"]:
+        return None
+    panels = plots.mixture_plots(summary)
+    return Section(
+        "mixture", "Instructions beside preferences", [tables.mixture_table(summary), *[Plots(panels)] * bool(panels)]
+    )
+
+
+def _texts(found: Collected, summary: Mapping[str, Any]) -> Section | None:
+    table = tables.text_table(summary)
+    columns = [(f"{label}, before training" if len(summary["bases"]) > 1 else "Before training", rows, "")
+               for label, rows in _base_texts(found, summary)]  # fmt: skip
+    for name in found.variants:
+        run = _sample_run(found, name)
+        if run is not None:
+            columns.append((found.label(name), run.generations(), f"seed {run.seed}"))
+    columns = [column for column in columns if column[1]]
+    prompts = list(dict.fromkeys(str(row.get("prompt", "")) for _, rows, _ in columns for row in rows))
+    blocks: list[Any] = [table] if table else []
+    if prompts:
+        text = f"What was answered, greedily, to the first {words.count(min(len(prompts), MOST_SAMPLES), 'prompt')}."
+        blocks.append(Paragraph(f"{text} Written by the models, shown as plain text; hidden characters as [U+…]."))
+    for place, prompt in enumerate(prompts[:MOST_SAMPLES], start=1):
+        answers = []
+        for label, rows, seed in columns:
+            row = next((row for row in rows if str(row.get("prompt", "")) == prompt), None)
+            if row is not None:
+                cut = "ended by itself" if row.get("ended") else "cut off"
+                remark = ", ".join(filter(None, (seed, f"{row.get('tokens', words.NONE)} tokens", cut)))
+                answers.append((label, shortened(str(row.get("output", "")), MOST_CHARACTERS), remark))
+        blocks.append(Samples(f"Prompt {place}", shortened(prompt, MOST_CHARACTERS), answers))
+    return Section("texts", "Text quality", blocks)
+
+
+def _base_texts(found: Collected, summary: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    return [
+        (base["model"].rstrip("/").rpartition("/")[2], found.bases[base["base"]].generations())
+        for base in summary["bases"]
+    ]
+
+
+def _sample_run(found: Collected, variant: str) -> Run | None:
+    """Return the run whose texts are shown: of the first seed that all variants have, or else its own first."""
+    seeds = [{run.seed for run in found.finished(name)} for name in found.variants if found.finished(name)]
+    common = set.intersection(*seeds) if seeds else set()
+    runs = found.finished(variant)
+    return next((run for run in runs if not common or run.seed == min(common)), None)
+
+
+def _costs(summary: Mapping[str, Any]) -> Section:
+    return Section("cost", "Cost", [tables.cost_table(summary)])
+
+
+def _provenance(summary: Mapping[str, Any]) -> Section:
+    return Section("provenance", "Provenance", [tables.provenance_table(summary), tables.runs_table(summary)])
+
+
+def _failures(found: Collected) -> Section | None:
+    blocks: list[Any] = []
+    for run in found.runs:
+        if run.error or run.phase in ("failed", "unreadable"):
+            name = f"{found.label(run.variant)}, seed {run.seed}"
+            blocks.append(Paragraph(f"{name}: {run.error or run.phase}", "warning"))
+            tail = "\n".join(run.log_tail[-MOST_LOG_LINES:])[-MOST_LOG_CHARACTERS:]
+            if tail:
+                blocks.append(Verbatim(f"Last lines of the log of {name}", tail))
+    return Section("failures", "Runs that failed", blocks) if blocks else None
+
+
+def _recipes(found: Collected) -> Section:
+    blocks = []
+    for name in found.variants:
+        recipe, runs = found.recipe(name), found.finished(name)
+        if recipe is None:
+            continue
+        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000)
+        resolved = dict(found.resolved(name))
+        if resolved:
+            filled = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=1000)
+            text += "\n# filled in by the plugin\n" + "".join(f"# {line}\n" for line in filled.splitlines())
+        seed = f" (as run with seed {runs[0].seed})" if runs else ""
+        blocks.append(Verbatim(f"Recipe of {found.label(name)}{seed}", text))
+    return Section("recipes", "Recipes", blocks)
+
+
+def _definitions(found: Collected, summary: Mapping[str, Any]) -> Section:
+    names = dict.fromkeys(
+        name.rpartition("/")[2]
+        for name in [
+            summary["primary"],
+            *summary["secondary"],
+            *(n for row in summary["metrics"].values() for n in row),
+        ]
+    )
+    rows = [(name, words.meaning(name)) for name in names]
+    rows.append(("nats", "units of natural logarithms: a probability that is e times as large is 1 nat more"))
+    rows.append(("beta-free margin", "the same yardstick for every loss: no reward of a loss's own enters it"))
+    rows.append(("before training", "the untrained model, measured in the same way; step 0 of the curves"))
+    rows.append(("operations, FLOP", "floating point operations, estimated: 2 per weight, token and pass"))
+    return Section("definitions", "What the metrics mean", [Terms(rows)])

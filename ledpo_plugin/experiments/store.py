@@ -1,0 +1,211 @@
+"""The results folder: what it is of, the state of each run, and what must not be overwritten."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .definition import Experiment
+from .files import read_json, tail, write_json, write_text
+from .plan import JOB, RECIPE, Run
+from .reading import differences
+
+EXPERIMENT, STATE, RESULT, LOCK, WORKER_LOG = "experiment.json", "state.json", "result.json", "lock", "worker.log"
+BASE = "base"
+NODE = "LEDPO_NODE"  # environment variable: what to call the machine, where its name would not tell
+FORMAT = 1
+
+
+class ResultsError(ValueError):
+    """A results folder that must not be written to, or cannot be read; the message says what to do."""
+
+
+class Locked(ResultsError):
+    """Another process is at work in the folder."""
+
+
+def now() -> str:
+    """Return the time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def locked(folder: Path, note: str = "") -> Iterator[int]:
+    """Hold a folder's lock; yield its file descriptor. Processes that inherit it hold the lock, too.
+
+    The system frees the lock of a killed process, so that none is left behind.
+
+    Raises:
+        Locked: another process holds it; the message holds what that process wrote.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename} {note}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process is at work in the folder."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# ---- what a results folder is of
+
+
+def definition_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the experiment as the report is told of it."""
+    return {**experiment.raw, "profile_name": experiment.profile, "folder": str(experiment.folder)}
+
+
+def open_results(experiment: Experiment, results: Path) -> None:
+    """Make the results folder, or check that it is of this experiment as it is now.
+
+    Raises:
+        ResultsError: it holds something else, or runs of recipes that have changed since.
+    """
+    path = results / EXPERIMENT
+    recipes = {variant.name: dict(variant.recipe) for variant in experiment.variants}
+    fresh = {"format": FORMAT, "definition": definition_of(experiment), "recipes": recipes}
+    if not path.is_file():
+        if results.exists() and not results.is_dir():
+            raise ResultsError(f"{results} is a file. Name a folder with --results.")
+        strange = [entry.name for entry in results.iterdir() if entry.name != LOCK] if results.is_dir() else []
+        if strange:
+            raise ResultsError(
+                f"{results} is not empty and holds no {EXPERIMENT} (but {', '.join(sorted(strange)[:5])}). Name a new "
+                f"or empty folder with --results."
+            )
+        write_json(path, fresh | {"created": now()})
+        return
+    kept = read_results(results)
+    problems = _conflicts(kept, fresh, results)
+    if problems:
+        raise ResultsError(
+            f"{results} holds runs of something else than {experiment.folder} (profile {experiment.profile}) as it is "
+            f"now; nothing was run or changed.\n"
+            + "\n".join(f"{number}. {text}" for number, text in enumerate(problems, start=1))
+            + "\nWhat to do: take the change back, or name another folder with --results."
+        )
+    started = {name: recipe for name, recipe in kept["recipes"].items() if name not in recipes}
+    write_json(path, kept | fresh | {"recipes": started | recipes})
+
+
+def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path) -> list[str]:
+    before, after = kept["definition"], fresh["definition"]
+    for key in ("name", "profile_name"):
+        if before.get(key) != after.get(key):
+            return [f"{key.removesuffix('_name')}: {before.get(key)!r} there, {after.get(key)!r} here."]
+    found = []
+    for key in ("budget", "evaluation", "checkpoints", "checkpoint_steps"):
+        if before["profile"].get(key) != after["profile"].get(key):
+            there, here = before["profile"].get(key), after["profile"].get(key)
+            found.append(f"{key}: {there!r} there, {here!r} here.")
+    for name, recipe in fresh["recipes"].items():
+        if name in kept["recipes"] and any((results / "runs" / name).glob("seed-*")):
+            for key in differences(kept["recipes"][name], recipe):
+                there, here = kept["recipes"][name].get(key), recipe.get(key)
+                found.append(f"recipe of {name}: {key} is {there!r} there, {here!r} here.")
+    return found
+
+
+def read_results(results: Path) -> dict[str, Any]:
+    """Return what a results folder says it is of.
+
+    Raises:
+        ResultsError: it is no results folder, or of a later version of this package.
+    """
+    kept = read_json(results / EXPERIMENT)
+    if not isinstance(kept, dict) or not isinstance(kept.get("definition"), dict) or "recipes" not in kept:
+        raise ResultsError(
+            f"{results} is no results folder: its {EXPERIMENT} is missing or damaged. Name the folder of an "
+            f"experiment (yaml_recipes/NAME), or one that `ledpo run` made."
+        )
+    if kept.get("format") != FORMAT:
+        raise ResultsError(f"{results} was written in format {kept.get('format')}; this version reads {FORMAT}.")
+    return kept
+
+
+# ---- one run
+
+
+def write_run(run: Run, job: Mapping[str, Any]) -> None:
+    """Write what a run is to do into its folder."""
+    write_text(run.folder / RECIPE, yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True))
+    write_json(run.folder / JOB, job)
+
+
+def write_state(folder: Path, phase: str, started: str, **facts: Any) -> None:
+    """Note where a run is (training, measuring, finished or failed) and when its present worker started."""
+    where = {"pid": os.getpid(), "host": os.environ.get(NODE) or os.uname().nodename}
+    write_json(folder / STATE, {"phase": phase, "started": started, "changed": now(), **where, **facts})
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Return the state of a run: its phase, and what else is known.
+
+    Phases: pending, training, measuring, finished, failed; "interrupted" where a process noted a phase and is gone.
+    """
+    state = read_json(folder / STATE)
+    state = state if isinstance(state, dict) else {}
+    if is_finished(folder):
+        return {**state, "phase": "finished"}
+    phase = state.get("phase", "pending")
+    if phase in ("training", "measuring") and not is_locked(folder):
+        phase = "interrupted"
+    if phase == "finished":
+        phase = "interrupted"  # it says so, and its result is not there
+    if phase == "failed" and not state.get("log_tail"):
+        state["log_tail"] = tail(folder / WORKER_LOG)
+    return {**state, "phase": phase}
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has its result; it is written last."""
+    return (folder / RESULT).is_file()
+
+
+def states_of(results: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the state of every run, as the report is told of them."""
+    rows = []
+    for run in runs:
+        state = state_of(run.folder)
+        rows.append({"error": None, "log_tail": [], **state, **_names(run), "folder": str(run.folder)})
+    return rows
+
+
+def _names(run: Run) -> dict[str, Any]:
+    return {"variant": run.variant, "seed": run.seed}
+
+
+def runs_in(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+    """Return the runs that a results folder has folders of, in the order of the variants."""
+    found = []
+    for place, (variant, recipe) in enumerate(recipes.items()):
+        for folder in (results / "runs" / variant).glob("seed-*"):
+            number = folder.name.removeprefix("seed-")
+            if number.isdigit():
+                found.append((int(number), place, Run(variant, int(number), folder, recipe)))
+    return [run for _, _, run in sorted(found, key=lambda item: item[:2])]

@@ -1,0 +1,434 @@
+"""The tables of a report, from the numbers of `results.json`. Cells are plain text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import words
+from .blocks import Table
+from .collected import Collected
+from .metrics import OF_GENERATIONS
+from .words import NONE, SPACE
+
+
+def setup_table(found: Collected) -> Table:
+    """Return the variants with the values of the keys they change, and why."""
+    rows = []
+    for name in found.variants:
+        against = found.compares_to(name)
+        settings = found.settings(name)
+        changes = [_change(found, name, against, key) for key in settings.get("changes") or ()]
+        rows.append(
+            (
+                found.label(name),
+                found.label(against) if against else "baseline",
+                "; ".join(changes) or NONE,
+                str(settings.get("note") or NONE),
+            )
+        )
+    return Table(
+        "Variants", ("Variant", "Compared to", "What it changes (there)", "Why"), rows, text_columns=(1, 2, 3),
+        note="All other keys are the same; the recipes are at the end.",
+    )  # fmt: skip
+
+
+def facts_table(found: Collected, summary: Mapping[str, Any]) -> Table:
+    """Return profile, seeds, budget, data and evaluation."""
+    evaluation = found.evaluation
+    sizes = summary["datasets"]
+    measured = [f"{name} ({size:,} pairs)" for name, size in sizes["pairs"].items()]
+    measured += [f"{name} ({size:,} instructions)" for name, size in sizes["instructions"].items()]
+    trained = dict.fromkeys(
+        str(found.value(name, key)) for name in found.variants for key in ("dataset", "sft_dataset")
+        if found.value(name, key)
+    )  # fmt: skip
+    models = dict.fromkeys(
+        str(found.value(name, "model_name_or_path")) for name in found.variants
+        if found.value(name, "model_name_or_path")
+    )  # fmt: skip
+    budget = summary["budget"]
+    generated = evaluation.get("generations")
+    rows = [
+        ("Profile", str(summary["profile"] or NONE)),
+        ("Model", ", ".join(models) or NONE),
+        ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in found.runs}))),
+        ("Budget of each run", words.amount(budget["amount"], budget["unit"])),
+        ("Trained on", "; ".join(trained) or NONE),
+        ("Measured on (held out)", "; ".join(measured) or NONE),
+        ("Measured", f"after each of {found.profile.get('checkpoints', 1)} equal parts of training"
+         if not found.profile.get("checkpoint_steps") else f"after every {found.profile['checkpoint_steps']} steps"),
+        ("Metric of the question", f"{summary['primary']}: {words.meaning(summary['primary'])}"),
+    ]  # fmt: skip
+    if generated:
+        text = f"{generated['count']} prompts of {generated['prompts']}, greedy"
+        text += f", {generated['max_new_tokens']} tokens at most"
+        rows.append(("Generated", text))
+    return Table("What was run", ("", ""), rows, text_columns=(1,))
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Return mean and interval over seeds of the primary and secondary metrics, the untrained model first."""
+    metrics = [summary["primary"], *summary["secondary"]]
+    rows = [
+        (_before(summary, base), NONE, *(words.significant(base["metrics"].get(name)) for name in metrics))
+        for base in summary["bases"]
+    ]
+    for name, label in summary["labels"].items():
+        finished = sum(run["variant"] == name and run["phase"] == "finished" for run in summary["runs"])
+        cells = [_cell(summary["metrics"][name].get(metric), finished) for metric in metrics]
+        rows.append((label, str(finished), *cells))
+    note = (
+        "Mean over seeds [95 % t-interval over seeds]: what other seeds of the same recipe would give on the same "
+        "held-out items. No interval: one seed, or the same value with every seed."
+    )
+    head = ("Variant", "Seeds", *(_head(name) for name in metrics))
+    return Table("Results at the end of training", head, rows, note=note)
+
+
+def comparisons_table(summary: Mapping[str, Any]) -> Table:
+    """Return the differences in the primary metric, tested over seeds, and their intervals over held-out items."""
+    rows = []
+    for row in summary["comparisons"]:
+        if row["metric"] == summary["primary"]:
+            items = row.get("items")
+            interval = NONE
+            if items and items["low"] is not None:
+                places = words.decimals((items["high"] - items["low"]) / 2)
+                interval = (
+                    f"[{words.fixed(items['low'], places, True)},\u00a0{words.fixed(items['high'], places, True)}]"
+                )
+            elif items:
+                interval = f"none: {items['why']}"
+            rows.append(
+                (
+                    row["label"],
+                    row["against_label"],
+                    str(row["difference"]["n"]),
+                    words.estimate(row["difference"], sign=True),
+                    words.p_value(row["difference"]["p"]),
+                    words.p_value(row["p_holm"]),
+                    interval,
+                    row["words"],
+                )
+            )
+    tested = sum(row.get("p_holm") is not None for row in summary["comparisons"])
+    note = (
+        "Difference: mean of the seeds' differences [95 % t-interval over seeds], which covers other seeds on the same "
+        "held-out items. p: two-sided paired t-test over seeds; corrected by Holm for the "
+        f"{words.count(tested, 'comparison')} tested. Over held-out items: 95 % interval of 10,000 draws of items, "
+        "each with all its seeds, which covers other held-out items of the same kind with these very runs. A "
+        "difference counts as shown if the corrected p is below 0.05 and the interval over items, where there is one, "
+        "leaves out 0."
+    )
+    head = ("Variant", "Against", "Seeds", f"Difference in {_head(summary['primary'])}", "p", "p corrected",
+            "Over held-out items", "In words")  # fmt: skip
+    return Table("Comparisons in the metric of the question", head, rows, note=note, text_columns=(1, 7))
+
+
+def secondary_table(summary: Mapping[str, Any]) -> Table | None:
+    """Return the differences in the secondary metrics, which are not tested; None where there are none."""
+    metrics = summary["secondary"]
+    found = {(row["variant"], row["metric"]): row for row in summary["comparisons"]}
+    pairs = [row for row in summary["comparisons"] if row["metric"] == summary["primary"]]
+    if not metrics or not pairs:
+        return None
+    rows = [
+        (
+            row["label"],
+            row["against_label"],
+            *(words.estimate(found[row["variant"], name]["difference"], sign=True) for name in metrics),
+        )
+        for row in pairs
+    ]
+    note = (
+        "Mean of the seeds' differences [95 % t-interval over seeds]. Not tested, and not corrected for their number."
+    )
+    head = ("Variant", "Against", *(_head(name) for name in metrics))
+    return Table("Differences in the other metrics", head, rows, note=note, text_columns=(1,))
+
+
+def budget_table(summary: Mapping[str, Any]) -> Table:
+    """Return what each variant was to use and used."""
+    budget = summary["budget"]
+    rows = []
+    for name, used in budget["variants"].items():
+        kind = "answers" if used["answers"] else "pairs"
+        instructions = words.spread(used["sft_examples"])
+        examples = f"{words.spread(used['examples'])} {kind}"
+        if instructions not in (NONE, "0"):
+            examples += f" + {instructions} instructions"
+        show = words.flops if budget["unit"] == "flops" else words.whole
+        off = f"NO: seed {', '.join(map(str, used['off']))}" if used["off"] else "yes" if used["used"] else NONE
+        rows.append(
+            (
+                summary["labels"][name],
+                show(budget["amount"]),
+                words.spread(used["used"], show),
+                off,
+                words.spread(used["steps"]),
+                examples if used["used"] else NONE,
+                words.spread(used["policy_tokens"]),
+                words.spread(used["reference_tokens"]),
+                words.spread(used["reference_tokens_run"]),
+                words.spread(used["flops"], words.flops),
+            )
+        )
+    unit = "" if budget["unit"] == "flops" else f"{SPACE}/ {words.UNITS.get(budget['unit'], budget['unit'])}"
+    head = ("Variant", f"Declared{unit}", f"Used{unit}", "Equal", "Steps", "Examples", "Tokens through policy",
+            "Tokens through reference", "Of these run, not cached", "Operations")  # fmt: skip
+    note = (
+        "Of one run; least to greatest where seeds differ. Equal: used and declared differ by one optimizer step at "
+        "most. Two single answers count as one example. Operations are estimated from shapes, and count the reference "
+        "whether it ran or its results were cached."
+    )
+    return Table("Budget, declared and used", head, rows, note=note, text_columns=(3, 5))
+
+
+def resources_table(summary: Mapping[str, Any]) -> Table:
+    """Return time, memory and generated tokens of a run of each variant."""
+    rows = [
+        (
+            summary["labels"][name],
+            words.spread(used["seconds"], words.seconds),
+            words.spread(used["measure_seconds"], words.seconds),
+            words.spread(used["peak_memory_bytes"], words.memory),
+            words.spread(used["generated_tokens"]),
+        )
+        for name, used in summary["budget"]["variants"].items()
+    ]
+    head = ("Variant", "Training", "Measuring", "Peak memory", "Generated tokens")
+    note = "Of one run; least to greatest where seeds differ. Times depend on what else the machine did."
+    return Table("Time and memory", head, rows, note=note)
+
+
+def cost_table(summary: Mapping[str, Any]) -> Table:
+    """Return what all finished runs cost together."""
+    rows, total = (
+        [],
+        dict.fromkeys(("runs", "seconds", "measure_seconds", "flops", "policy_tokens", "generated_tokens"), 0),
+    )
+    for name, cost in summary["cost"].items():
+        rows.append((summary["labels"][name], *_cost(cost)))
+        total = {key: value + cost[key] for key, value in total.items()}
+    rows.append(("All", *_cost(total)))
+    head = ("Variant", "Finished runs", "Training", "Measuring", "Operations", "Tokens trained on", "Generated tokens")
+    return Table(
+        "Cost of the experiment", head, rows, note="Sums over finished runs; what failed runs used is not in them."
+    )
+
+
+def convergence_table(summary: Mapping[str, Any]) -> Table | None:
+    """Return how soon the target was reached; None where no target is set."""
+    found = summary["convergence"]
+    if not found:
+        return None
+    rows = []
+    for name, row in found["variants"].items():
+        rows.append(
+            (
+                summary["labels"][name],
+                f"{row['reached']} of {row['n']}" if row["n"] else NONE,
+                _reached(row["median_steps"], row, words.whole),
+                _reached(row["median_flops"], row, words.flops),
+                ", ".join("not reached" if step is None else words.whole(step) for step in row["steps"]) or NONE,
+            )
+        )
+    bound = f"at least {found['at_least']:g}" if found["at_least"] is not None else ""
+    if found["at_most"] is not None:
+        bound = f"{bound} and at most {found['at_most']:g}".removeprefix(" and ")
+    note = (
+        f"Target: {found['metric']} {bound}, at the first measurement that reaches it (0: before training). Median "
+        "over seeds; a seed that did not reach it counts as later than all others."
+    )
+    head = ("Variant", "Seeds that reached it", "Steps (median)", "Operations (median)", "Steps of each seed")
+    return Table("To the target", head, rows, note=note)
+
+
+def stability_table(summary: Mapping[str, Any]) -> Table:
+    """Return spikes, gradient variation, spread over seeds and the likelihood of chosen answers."""
+    primary, rows = summary["primary"], []
+    for name, row in summary["stability"].items():
+        n = len(row["runs"])
+        final = summary["metrics"][name].get(primary) or {}
+        rows.append(
+            (
+                summary["labels"][name],
+                f"{row['spikes']} of {row['judged']:,}" if row["judged"] else "not judged",
+                str(row["not_finite"]) if n else NONE,
+                words.significant(row["gradient_variation"], 2),
+                words.significant(final.get("sd"), 2),
+                words.estimate(row["chosen_shift"], sign=True),
+                f"{row['below_start']} of {n}" if n else NONE,
+                f"{row['fell']} of {row['checkpoints']}" if row["checkpoints"] else NONE,
+            )
+        )
+    head = ("Variant", "Loss spikes, of steps judged", "Values not finite", "Variation of gradient norm",
+            f"SD over seeds of {primary}", "Shift of chosen answers / nats per token", "Seeds where chosen fell",
+            "Measurements where chosen fell")  # fmt: skip
+    note = (
+        "A spike: training loss above the median of the 10 before it by more than 5 of their median absolute "
+        "deviations (at least 1 % of the median); the first 10 steps of a run cannot be judged. Variation: sd / mean "
+        "of the gradient norm in the second half of training, mean over seeds. Shift: final change of the chosen "
+        "answers' log-probability against the start [95 % interval over seeds]; well below 0, the likelihood of what "
+        "should be said collapses."
+    )
+    return Table("Losses, gradients and chosen answers", head, rows, note=note)
+
+
+def beta_table(summary: Mapping[str, Any]) -> Table:
+    """Return beta on held-out prompts of the variants whose beta moves."""
+    keys = ("beta_mean", "beta_std", "beta_q10", "beta_q90", "beta_margin_corr")
+    rows = [
+        (
+            summary["labels"][name],
+            str(row["mode"] or NONE),
+            words.significant(row["start"]) if isinstance(row["start"], int | float) else NONE,
+            *(words.estimate(row["metrics"][key]) for key in keys),
+        )
+        for name, row in summary["beta"].items()
+    ]
+    head = ("Variant", "beta_mode", "Start", "Mean", "SD over prompts", "10 % quantile", "90 % quantile",
+            "Correlation with margin")  # fmt: skip
+    return Table("Beta of held-out prompts", head, rows, note="Mean over seeds [95 % t-interval].", text_columns=(1,))
+
+
+def mixture_table(summary: Mapping[str, Any]) -> Table:
+    """Return the declared share of instructions, and its least and greatest value in any step."""
+    rows = [
+        (
+            summary["labels"][name],
+            words.significant(row["declared"]),
+            row["by"],
+            words.significant(row["least"], 4),
+            words.significant(row["greatest"], 4),
+            words.whole(row["logged"]),
+        )
+        for name, row in summary["mixture"].items()
+    ]
+    head = ("Variant", "Declared share", "Of", "Least in any step", "Greatest in any step", "Steps looked at")
+    return Table(
+        "Share of instructions", head, rows, text_columns=(2,), note="Shares are of the examples of a step, as logged."
+    )
+
+
+def text_table(summary: Mapping[str, Any]) -> Table | None:
+    """Return the metrics of generated text; None where nothing was generated."""
+    names = [f"gen/{short}" for short in OF_GENERATIONS]
+    if not any(name in found for found in summary["metrics"].values() for name in names):
+        return None
+    rows = [
+        (_before(summary, base), *(words.significant(base["metrics"].get(name)) for name in names))
+        for base in summary["bases"]
+    ]
+    rows += [
+        (label, *(words.estimate(summary["metrics"][name].get(metric)) for metric in names))
+        for name, label in summary["labels"].items()
+    ]
+    head = ("Variant", *(f"{short}{SPACE}/ {words.metric(short).unit}" for short in OF_GENERATIONS))
+    return Table("Generated text", head, rows, note="Mean over seeds [95 % t-interval over seeds].")
+
+
+def domain_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Return accuracy, margin and NLL on every held-out data set that the main table leaves out, a table of each."""
+    shown = {summary["primary"], *summary["secondary"]}
+    made = []
+    for short, kind in (("accuracy", "pairs"), ("margin", "pairs"), ("nll", "instructions")):
+        names = [f"{dataset}/{short}" for dataset in summary["datasets"][kind]]
+        names = [
+            name for name in names if name not in shown and any(name in row for row in summary["metrics"].values())
+        ]
+        if not names:
+            continue
+        rows = [
+            (_before(summary, base), *(words.significant(base["metrics"].get(name)) for name in names))
+            for base in summary["bases"]
+        ]
+        rows += [
+            (label, *(words.estimate(summary["metrics"][name].get(metric)) for metric in names))
+            for name, label in summary["labels"].items()
+        ]
+        title = f"{short} on other held-out data, {words.metric(short).unit}"
+        head = ("Variant", *(name.rpartition("/")[0] for name in names))
+        made.append(
+            Table(title[0].upper() + title[1:], head, rows, note="Mean over seeds [95 % t-interval over seeds].")
+        )
+    return made
+
+
+def runs_table(summary: Mapping[str, Any]) -> Table:
+    """Return every planned run: how it ended, and its recipe's hash."""
+    rows = []
+    for run in summary["runs"]:
+        final = (run["final"] or {}).get(summary["primary"])
+        lines = run["unreadable_log_lines"]
+        rows.append(
+            (
+                summary["labels"].get(run["variant"], run["variant"]),
+                str(run["seed"]),
+                run["phase"],
+                words.significant(final, 4),
+                (run["recipe_sha256"] or NONE)[:12],
+                NONE if lines is None else words.whole(lines),
+                words.moment(run["ended"]),
+            )
+        )
+    head = ("Variant", "Seed", "State", summary["primary"], "Recipe SHA-256 (start)", "Unreadable log lines", "Ended")
+    return Table("Runs", head, rows, text_columns=(2, 4, 6))
+
+
+def provenance_table(summary: Mapping[str, Any]) -> Table:
+    """Return versions, hardware, git state, hashes and dates."""
+    found = summary["provenance"]
+    rows = [("Date", f"{words.moment(found['started'])} to {words.moment(found['ended'])}")]
+    rows.append(("Git commit", "; ".join(found["git"]) or NONE))
+    rows += [(f"Hardware: {name}", "; ".join(values)) for name, values in found["hardware"].items()]
+    rows += [(f"Version: {name}", "; ".join(values)) for name, values in found["versions"].items()]
+    rows += [(f"Model SHA-256: {name}", "; ".join(values)) for name, values in found["model_sha256"].items()]
+    rows += [(f"Data SHA-256: {name}", "; ".join(values)) for name, values in found["data_sha256"].items()]
+    return Table("Where the numbers come from", ("", ""), rows, text_columns=(1,))
+
+
+def _change(found: Collected, name: str, against: str | None, key: str) -> str:
+    ours = found.value(name, key)
+    theirs = found.value(against, key) if against else None
+    return f"{key}: {_value(ours)} ({_value(theirs)})"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _before(summary: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    model = base["model"].rstrip("/").rpartition("/")[2]
+    return f"Before training ({model})" if len(summary["bases"]) > 1 else "Before training"
+
+
+def _head(name: str) -> str:
+    return f"{name}{SPACE}/ {words.metric(name).unit}"
+
+
+def _cell(found: Mapping[str, Any] | None, finished: int) -> str:
+    text = words.estimate(found)
+    if found and found["mean"] is not None and found["n"] != finished:
+        text += f" ({words.seeds(found['n'])}: others not finite)"
+    return text
+
+
+def _cost(cost: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        str(cost["runs"]),
+        words.seconds(cost["seconds"]),
+        words.seconds(cost["measure_seconds"]),
+        words.flops(cost["flops"]),
+        words.whole(cost["policy_tokens"]),
+        words.whole(cost["generated_tokens"]),
+    )
+
+
+def _reached(value: float | None, row: Mapping[str, Any], show: Any) -> str:
+    if value is None:
+        return "not reached" if row["n"] else NONE
+    return show(value)
