@@ -2,11 +2,13 @@
 # make quickstart   train LEDPO on a real model and real preference pairs on a CPU, and show what it did
 # make test         style and the quick tests, as CI does
 # make test-slow    the tests that need the real model
+# make experiment   run an experiment at its cpu profile: make experiment NAME=loss_variants_impact
 # make docs         the READMEs' tables, from the code's own
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
 # model; its template must be given, too, if it is not SmolLM2's), ARGS (further key=value pairs of the recipe).
 
 PYTHON ?= python3
+NAME ?= loss_variants_impact
 MODEL ?=
 ARGS ?=
 
@@ -17,7 +19,7 @@ RUN := runs/quickstart
 OFFLINE := HF_HUB_OFFLINE=1
 ONLINE_IF_MODEL := $(if $(MODEL),,$(OFFLINE))
 
-.PHONY: setup quickstart prepare test test-slow lint format docs clean clean-all
+.PHONY: setup quickstart prepare experiment test test-slow browser lint format docs clean clean-all
 
 setup: $(STAMP)
 
@@ -32,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard ledpo_plugin/autoload/*.pth 
 	@start=$$(date +%s); \
 	(while sleep 20 >/dev/null 2>&1; do echo "  $$(( $$(date +%s) - start )) s, .venv has $$(du -sh .venv | cut -f1)"; done) & \
 	ticker=$$!; trap 'kill $$ticker 2>/dev/null' EXIT; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,ray,dev]"
 	@$(BIN)/python -c 'import torch, torchaudio, torchvision' || { \
 	  echo "torch, torchaudio and torchvision do not fit together: these builds are not all from one source."; \
 	  echo "Delete .venv and run make setup again, with pip configured for PyPI alone (see pip config list)."; exit 1; }
@@ -48,7 +50,17 @@ quickstart: prepare
 	  output_dir=$(RUN) $(if $(MODEL),model_name_or_path=$(MODEL)) $(ARGS)
 	@$(ONLINE_IF_MODEL) LLAMAFACTORY_VERBOSITY=WARN TQDM_DISABLE=1 $(BIN)/ledpo quickstart show $(RUN)
 
-test: lint
+# Reports are opened in a real browser. Without one, and without the right to install it, those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+	  { echo "Installing Debian's chromium ..."; apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } || \
+	  echo "chromium could not be installed: the tests that need it are skipped."
+
+experiment: setup
+	@$(OFFLINE) $(BIN)/ledpo run yaml_recipes/$(NAME) --profile cpu
+
+test: lint browser
+	@$(BIN)/ledpo validate --no-files yaml_recipes
 	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup

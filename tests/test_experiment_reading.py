@@ -107,6 +107,12 @@ CASES = {
         "3.75 steps",
         "multiple of 4",
     ),
+    "steps that may be smaller": (
+        {"budget": {"examples": 16}},
+        "dpo.yaml dataloader_drop_last",
+        "may be smaller than the others",
+        "set dataloader_drop_last: true",
+    ),
     "other budget than the recipe": (
         {"budget": {"steps": 6}},
         "dpo.yaml max_steps",

@@ -42,7 +42,7 @@ RECIPES = {
     for profile in definition["profiles"]
     for variant in _variants(definition, profile)
 }
-each_recipe = pytest.mark.parametrize(("name", "profile", "variant"), RECIPES, ids="-".join)
+each_recipe = pytest.mark.parametrize(("name", "profile", "variant"), RECIPES, ids=["-".join(key) for key in RECIPES])
 each_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
@@ -125,7 +125,18 @@ def test_max_steps_is_the_budget(name, profile, variant):
     answers = 2 if recipe["stage"] == "ledpo_kto" else 1
     assert recipe["max_steps"] * rows == own["budget"]["examples"] * answers
     assert recipe["max_steps"] % own["checkpoints"] == 0
-    assert recipe["warmup_steps"] < recipe["max_steps"] / 4
+    assert recipe["warmup_steps"] <= recipe["max_steps"] / 4
+
+
+def test_domains_are_mixed_as_the_host_takes_it():
+    """Its `DataArguments` wants a probability for every training set, and as many names of sets for evaluation."""
+    mixed = {key: _read(path) for key, path in RECIPES.items() if "interleave_probs" in _read(path)}
+    assert {profile for _, profile, _ in mixed} == {"cpu", "gpu"}
+    for key, recipe in mixed.items():
+        count = len(recipe["dataset"].split(","))
+        probabilities = [float(part) for part in recipe["interleave_probs"].split(",")]
+        assert len(probabilities) == len(recipe["eval_dataset"].split(",")) == count > 1, key
+        assert sum(probabilities) == pytest.approx(1), key
 
 
 @each_recipe

@@ -440,6 +440,10 @@ def _check_budget(
             if key not in wanted and variant.recipe.get(key) is not None:
                 why = f"the experiment's budget is one of {budget.unit}"
                 found.say(f"{variant.path} {key}", variant.recipe[key], why, f"remove {key}")
+        if budget.unit == "examples" and variant.recipe.get("dataloader_drop_last") is not True:
+            why = "the last step of an epoch may be smaller than the others, and the budget would not be met"
+            place, value = f"{variant.path} dataloader_drop_last", variant.recipe.get("dataloader_drop_last")
+            found.say(place, value, why, "set dataloader_drop_last: true")
         if steps is not None and parts is not None and steps % parts:
             why = f"{steps} steps cannot be cut into {parts} equal parts"
             found.say("checkpoints", parts, f"of {variant.path.name}, {why}", "choose a divisor of the steps")
