@@ -124,6 +124,23 @@ def test_a_changed_recipe_does_not_mix_with_finished_runs(undisturbed, tiny, tmp
     assert numbers(tmp_path / "runs/experiments/tiny/cpu") == before
 
 
+def test_changed_data_do_not_mix_with_finished_runs(undisturbed, tiny, tmp_path, capsys, monkeypatch):
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs")
+    shutil.copytree(tiny.data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    kept = read_json(tmp_path / "runs/experiments/tiny/cpu/experiment.json")
+    for recipe in kept["recipes"].values():
+        recipe["dataset_dir"] = "data"
+    write_json(tmp_path / "runs/experiments/tiny/cpu/experiment.json", kept)
+    write_experiment(tmp_path / "tiny", tiny, seeds=[1], common={"dataset_dir": "data"})
+    pairs = json.loads((tmp_path / "data/heldout.json").read_text())
+    (tmp_path / "data/heldout.json").write_text(json.dumps(pairs[1:]))
+    assert main(["run", "tiny"]) == 1
+    error = capsys.readouterr().err
+    assert "data set heldout: its file has changed since" in error
+    assert "2. " not in error
+
+
 def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_experiment(tmp_path / "tiny", tiny)

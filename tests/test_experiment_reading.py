@@ -7,7 +7,8 @@ from tiny_experiment import EVALUATION, write_experiment
 from ledpo_plugin.experiments.budget import Budget, BudgetProblem, budget_keys, examples_a_step, overrun, used
 from ledpo_plugin.experiments.commands import experiments_and_recipes, validate_experiment
 from ledpo_plugin.experiments.plan import plan
-from ledpo_plugin.experiments.reading import ExperimentError, examine, read_experiment
+from ledpo_plugin.experiments.problems import ExperimentError
+from ledpo_plugin.experiments.reading import examine, read_experiment
 from ledpo_plugin.host import recipe_keys
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .definition import Experiment, folder_of, is_experiment
-from .reading import ExperimentError, examine, profiles_of, read_experiment
+from .problems import ExperimentError
+from .reading import examine, profiles_of, read_experiment
 from .store import ResultsError, read_results, runs_in, state_of, states_of
 
 

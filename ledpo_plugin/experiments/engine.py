@@ -88,7 +88,7 @@ def execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher
 
 def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher) -> bool:
     bases = base_runs(experiment, results, runs)
-    open_bases = {name: run for name, run in bases.items() if not is_finished(run.folder)}
+    open_bases = {f"untrained model {name}": run for name, run in bases.items() if not is_finished(run.folder)}
     open_runs = {run.name: run for run in runs if not is_finished(run.folder)}
     for run in open_bases.values():
         write_run(run, {"kind": "base", "evaluation": dict(experiment.evaluation), "cwd": str(Path.cwd())})
@@ -115,7 +115,7 @@ def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launche
                 task = waiting.pop(0)
                 launcher.start(task)
                 at_work.add(task.name)
-                progress.note(f"started  {task.name if task.name in open_runs else 'untrained model ' + task.name}")
+                progress.note(f"started  {task.name}")
             time.sleep(POLL)
             for name, status in launcher.finished().items():
                 at_work.discard(name)

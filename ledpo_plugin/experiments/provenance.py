@@ -13,7 +13,7 @@ from ledpo_plugin._recipe_reading import split_names
 from ledpo_plugin.reference_cache import default_folder, files_hash
 from ledpo_plugin.run_record import package_versions
 
-from .reading import read_registry
+from .checks import read_registry
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

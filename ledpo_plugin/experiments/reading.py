@@ -2,17 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_problem import Problem, problem, unknown
-from ledpo_plugin.recipe import check_recipe, is_plugin_recipe, resolve_recipe
+from ledpo_plugin._recipe_problem import Problem, unknown
 
-from .budget import COUNTED, UNITS, Budget, BudgetProblem, budget_keys, steps_of
+from .budget import COUNTED, UNITS, Budget
+from .checks import check_budget, check_data, check_differences, check_recipes
 from .definition import FILE, Experiment, Resources, Variant, folder_of, read_yaml
 from .metrics import known_metrics
+from .problems import ExperimentError, Found
 
 TOP = ("name", "title", "question", "status", "baseline", "variants", "profiles")
 OF_VARIANT = ("label", "changes", "compares_to", "note")
@@ -33,60 +34,7 @@ OF_GENERATIONS = ("prompts", "count", "max_new_tokens")
 OF_TARGET = ("metric", "at_least")
 STATUSES = ("planned", "run")
 PREPARATIONS = ("offline",)
-FREE_KEYS = ("output_dir",)  # differ between the recipes of any two variants
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
-
-class ExperimentError(ValueError):
-    """An experiment that must not run; its text lists every problem, numbered."""
-
-    def __init__(self, where: str, problems: Iterable[Problem]) -> None:
-        self.where, self.problems = where, tuple(problems)
-        super().__init__(where, self.problems)
-
-    def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"
-        lines = [f"{self.where} has {count}; nothing was run."]
-        return "\n".join(lines + [f"{number}. {found}" for number, found in enumerate(self.problems, start=1)])
-
-
-@dataclass
-class _Found:
-    problems: list[Problem] = field(default_factory=list)
-
-    def say(self, key: str, value: Any, why: str, fix: str) -> None:
-        self.problems.append(problem(key, value, why, fix))
-
-    def mapping(self, value: Any, key: str, known: Sequence[str] | None = None, needed: Sequence[str] = ()) -> dict:
-        """Return a mapping's known entries; say what is unknown or missing."""
-        if not isinstance(value, Mapping):
-            self.say(key, value, "a mapping of keys to values is expected here", f"write {key}: with lines below it")
-            return {}
-        if known is not None:
-            for name in value:
-                if name not in known:
-                    self.problems.append(unknown(f"{key}.{name}" if key else str(name), name, "key", known))
-        for name in needed:
-            if value.get(name) in (None, "", [], {}):
-                where = f"{key}.{name}" if key else name
-                self.say(where, value.get(name), "it is missing or empty", f"give {where} a value")
-        return dict(value)
-
-    def names(self, value: Any, key: str) -> tuple[str, ...]:
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self.say(key, value, "a list of names is expected here", "write [name, name]")
-            return ()
-        return tuple(value)
-
-    def number(self, value: Any, key: str, kind: type = int, low: float = 1) -> Any | None:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value >= low
-        if not good or (kind is int and value != int(value)):
-            what = "a whole number" if kind is int else "a number"
-            self.say(key, value, f"{what} of {low:g} or more is expected here", f"set {key} to one")
-            return None
-        return kind(value)
 
 
 def read_experiment(
@@ -169,11 +117,11 @@ def examine(
         environ |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(resources.processes)}
     if with_files is None:
         with_files = own.get("prepare") is None
-    _check_recipes(variants, host_keys, environ, with_files, found)
-    _check_differences(variants, top.get("baseline"), found)
+    check_recipes(variants, host_keys, environ, with_files, found)
+    check_differences(variants, top.get("baseline"), found)
     if budget is not None:
-        _check_budget(variants, budget, parts, resources.processes, found)
-    _check_data(variants, evaluation, where, with_files, found)
+        check_budget(variants, budget, parts, resources.processes, found)
+    check_data(variants, evaluation, where, with_files, found)
     if found.problems:
         return None, found.problems
     return (
@@ -201,8 +149,8 @@ def examine(
     )
 
 
-def _read(folder: Path) -> tuple[Any, _Found]:
-    found = _Found()
+def _read(folder: Path) -> tuple[Any, Found]:
+    found = Found()
     path = folder / FILE
     if not path.is_file():
         found.say("experiment", str(folder), f"there is no {FILE} in it", "name the folder of an experiment")
@@ -214,7 +162,7 @@ def _read(folder: Path) -> tuple[Any, _Found]:
         return None, found
 
 
-def _check_top(top: Mapping[str, Any], folder: Path, found: _Found) -> None:
+def _check_top(top: Mapping[str, Any], folder: Path, found: Found) -> None:
     name = top.get("name")
     if name and name != folder.resolve().name:
         found.say("name", name, f"the folder is {folder.resolve().name}", "give both the same name")
@@ -225,7 +173,7 @@ def _check_top(top: Mapping[str, Any], folder: Path, found: _Found) -> None:
         found.problems.append(unknown("status", top["status"], "status", STATUSES))
 
 
-def _seeds(value: Any, key: str, found: _Found) -> tuple[int, ...]:
+def _seeds(value: Any, key: str, found: Found) -> tuple[int, ...]:
     if value in (None, []):
         return ()  # said by the check of what is missing
     whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
@@ -237,7 +185,7 @@ def _seeds(value: Any, key: str, found: _Found) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _budget(value: Any, key: str, found: _Found) -> Budget | None:
+def _budget(value: Any, key: str, found: Found) -> Budget | None:
     if value is None:
         return None
     given = found.mapping(value, key, UNITS)
@@ -252,7 +200,7 @@ def _budget(value: Any, key: str, found: _Found) -> Budget | None:
 
 
 def _checkpoints(
-    own: Mapping[str, Any], where: str, budget: Budget | None, found: _Found
+    own: Mapping[str, Any], where: str, budget: Budget | None, found: Found
 ) -> tuple[int | None, int | None]:
     parts, every = own.get("checkpoints"), own.get("checkpoint_steps")
     if (parts is None) == (every is None):
@@ -267,7 +215,7 @@ def _checkpoints(
     return (number, None) if every is None else (None, number)
 
 
-def _resources(value: Any, key: str, found: _Found) -> Resources:
+def _resources(value: Any, key: str, found: Found) -> Resources:
     given = found.mapping(value or {}, key, [item.name for item in fields(Resources)])
     good: dict[str, Any] = {}
     for name, low, kind in (("cpus", 1, int), ("gpus", 0, int), ("memory_gb", 0, float), ("disk_gb", 0, float)):
@@ -277,7 +225,7 @@ def _resources(value: Any, key: str, found: _Found) -> Resources:
     return Resources(**good)
 
 
-def _evaluation(value: Any, key: str, found: _Found) -> dict[str, Any]:
+def _evaluation(value: Any, key: str, found: Found) -> dict[str, Any]:
     given = found.mapping(value or {}, key, OF_EVALUATION, ("pairs", "primary") if value else ())
     for kind in ("pairs", "instructions", "secondary"):
         names = found.names(given.get(kind), f"{key}.{kind}")
@@ -303,9 +251,7 @@ def _evaluation(value: Any, key: str, found: _Found) -> dict[str, Any]:
     return given
 
 
-def _variants(
-    top: Mapping[str, Any], own: Mapping[str, Any], recipes: Path, where: str, found: _Found
-) -> list[Variant]:
+def _variants(top: Mapping[str, Any], own: Mapping[str, Any], recipes: Path, where: str, found: Found) -> list[Variant]:
     declared = found.mapping(top.get("variants") or {}, "variants")
     chosen = found.names(own.get("variants"), f"{where}.variants") or tuple(declared)
     for name in chosen:
@@ -342,7 +288,7 @@ def _variants(
     return variants
 
 
-def _recipe(path: Path, key: str, found: _Found) -> dict[str, Any]:
+def _recipe(path: Path, key: str, found: Found) -> dict[str, Any]:
     where = f"{path.parent.name}/{path.name}"
     if not path.is_file():
         there = sorted(other.stem for other in path.parent.glob("*.yaml"))
@@ -358,140 +304,3 @@ def _recipe(path: Path, key: str, found: _Found) -> dict[str, Any]:
         found.say(key, where, "a recipe is a mapping of keys to values", "write lines such as 'stage: ledpo'")
         return {}
     return recipe
-
-
-def _check_recipes(
-    variants: Sequence[Variant],
-    host_keys: Mapping[str, Any],
-    environ: Mapping[str, str],
-    with_files: bool,
-    found: _Found,
-) -> None:
-    for variant in variants:
-        if not variant.recipe:
-            continue
-        if not is_plugin_recipe(variant.recipe):
-            why = "an experiment compares LEDPO stages: only they say what they use and keep to budgets"
-            found.say(f"{variant.path} stage", variant.recipe.get("stage"), why, "use the LEDPO stage of the same loss")
-            continue
-        for one in check_recipe(variant.recipe, host_keys, environ, with_files=with_files):
-            found.problems.append(Problem(f"{variant.path} {one.key}", one.value, one.message))
-        if variant.recipe.get("do_train") is not True:
-            found.say(f"{variant.path} do_train", variant.recipe.get("do_train"), "it trains nothing", "set it to true")
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the keys in which two recipes differ; where output goes is no difference."""
-    keys = [*one, *(key for key in other if key not in one)]
-    return [key for key in keys if key not in FREE_KEYS and one.get(key) != other.get(key)]
-
-
-def _check_differences(variants: Sequence[Variant], baseline: Any, found: _Found) -> None:
-    by_name = {variant.name: variant for variant in variants}
-    for variant in variants:
-        other = by_name.get(variant.compares_to)
-        if variant.compares_to == variant.name:
-            found.say(f"variants.{variant.name}.compares_to", variant.name, "it is itself", "name another variant")
-        elif other is not None and variant.recipe and other.recipe:
-            undeclared = [key for key in differences(variant.recipe, other.recipe) if key not in variant.changes]
-            for key in undeclared:
-                why = (
-                    f"{other.path.name} has {other.recipe.get(key)!r}, and variants.{variant.name}.changes does not "
-                    f"declare the difference"
-                )
-                fix = f"give both the same value, or add {key} to variants.{variant.name}.changes"
-                found.say(f"{variant.path} {key}", variant.recipe.get(key), why, fix)
-    for place, variant in enumerate(variants):
-        for earlier in variants[:place]:
-            if variant.recipe and not differences(_resolved(variant.recipe), _resolved(earlier.recipe)):
-                why = f"it trains the same as variant {earlier.name}"
-                found.say(f"variants.{variant.name}", str(variant.path), why, "change it, or leave one of the two out")
-    if baseline in by_name and by_name[baseline].changes:
-        why = "the baseline is what the others are compared to, and changes nothing"
-        found.say(f"variants.{baseline}.changes", list(by_name[baseline].changes), why, "remove it")
-
-
-def _resolved(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the recipe with what it leaves out, so that writing a default down makes no difference."""
-    try:
-        return resolve_recipe(recipe)
-    except (KeyError, TypeError, ValueError):
-        return recipe
-
-
-def _check_budget(
-    variants: Sequence[Variant], budget: Budget, parts: int | None, processes: int, found: _Found
-) -> None:
-    for variant in variants:
-        if not variant.recipe:
-            continue
-        try:
-            wanted = budget_keys(budget, variant.recipe, processes)
-            steps = steps_of(budget, variant.recipe, processes)
-        except BudgetProblem as error:
-            key, value, why, fix = error.args
-            found.say(f"{variant.path} {key}", value, why, fix)
-            continue
-        for key, value in wanted.items():
-            if variant.recipe.get(key) != value:
-                why = f"the budget of {budget.amount:g} {budget.unit} is {key}: {value:g} for this recipe"
-                found.say(f"{variant.path} {key}", variant.recipe.get(key), why, f"set {key}: {value:g}")
-        for key in ("budget_tokens", "budget_flops"):
-            if key not in wanted and variant.recipe.get(key) is not None:
-                why = f"the experiment's budget is one of {budget.unit}"
-                found.say(f"{variant.path} {key}", variant.recipe[key], why, f"remove {key}")
-        if budget.unit == "examples" and variant.recipe.get("dataloader_drop_last") is not True:
-            why = "the last step of an epoch may be smaller than the others, and the budget would not be met"
-            place, value = f"{variant.path} dataloader_drop_last", variant.recipe.get("dataloader_drop_last")
-            found.say(place, value, why, "set dataloader_drop_last: true")
-        if steps is not None and parts is not None and steps % parts:
-            why = f"{steps} steps cannot be cut into {parts} equal parts"
-            found.say("checkpoints", parts, f"of {variant.path.name}, {why}", "choose a divisor of the steps")
-
-
-def _check_data(
-    variants: Sequence[Variant], evaluation: Mapping[str, Any], where: str, with_files: bool, found: _Found
-) -> None:
-    """Check the held-out data sets against the registries of the recipes' `dataset_dir`."""
-    if not with_files:
-        return
-    from ledpo_plugin._recipe_files import DATA_CONFIG
-
-    for folder in dict.fromkeys(variant.recipe.get("dataset_dir") or "data" for variant in variants if variant.recipe):
-        try:
-            known = read_registry(Path(folder) / DATA_CONFIG)
-        except (OSError, ValueError):
-            continue  # said of the recipes
-        for kind, name in _held_out(evaluation):
-            entry = known.get(name)
-            if entry is None:
-                found.problems.append(unknown(f"{where}.evaluation.{kind}", name, f"data set in {folder}", known))
-            elif isinstance(entry, Mapping) and (entry.get("ranking") is True) != (kind != "instructions"):
-                is_of = "pairs" if entry.get("ranking") is True else "single answers"
-                why = f"it is a data set of {is_of}"
-                found.say(f"{where}.evaluation.{kind}", name, why, "name one of the other kind")
-
-
-def _held_out(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for kind in ("pairs", "instructions"):
-        names = evaluation.get(kind)
-        for name in names if isinstance(names, list) else ():
-            yield kind, name
-    generations = evaluation.get("generations")
-    if isinstance(generations, Mapping) and isinstance(generations.get("prompts"), str):
-        yield "generations.prompts", generations["prompts"]
-
-
-def read_registry(path: Path) -> dict[str, Any]:
-    """Return a `dataset_info.json`.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a JSON object.
-    """
-    import json
-
-    known = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(known, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return known

@@ -10,14 +10,16 @@ from typing import Any
 
 import yaml
 
+from .checks import differences
 from .definition import Experiment
 from .files import read_json, tail, write_json, write_text
 from .plan import JOB, RECIPE, Run
-from .reading import differences
+from .provenance import data_hashes
 
 EXPERIMENT, STATE, RESULT, LOCK, WORKER_LOG = "experiment.json", "state.json", "result.json", "lock", "worker.log"
 BASE = "base"
 NODE = "LEDPO_NODE"  # environment variable: what to call the machine, where its name would not tell
+OF_RESULTS = ("definition", "recipes", "data_sha256")
 FORMAT = 1
 
 
@@ -80,6 +82,13 @@ def definition_of(experiment: Experiment) -> dict[str, Any]:
     return {**experiment.raw, "profile_name": experiment.profile, "folder": str(experiment.folder)}
 
 
+def held_out(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the names of an evaluation's data sets."""
+    names = [*evaluation.get("pairs", ()), *(evaluation.get("instructions") or ())]
+    generations = evaluation.get("generations")
+    return [*names, *([generations["prompts"]] if generations else [])]
+
+
 def open_results(experiment: Experiment, results: Path) -> None:
     """Make the results folder, or check that it is of this experiment as it is now.
 
@@ -88,7 +97,10 @@ def open_results(experiment: Experiment, results: Path) -> None:
     """
     path = results / EXPERIMENT
     recipes = {variant.name: dict(variant.recipe) for variant in experiment.variants}
-    fresh = {"format": FORMAT, "definition": definition_of(experiment), "recipes": recipes}
+    data = {}
+    for recipe in recipes.values():
+        data |= data_hashes(recipe, held_out(experiment.evaluation))
+    fresh = {"format": FORMAT, "definition": definition_of(experiment), "recipes": recipes, "data_sha256": data}
     if not path.is_file():
         if results.exists() and not results.is_dir():
             raise ResultsError(f"{results} is a file. Name a folder with --results.")
@@ -110,7 +122,7 @@ def open_results(experiment: Experiment, results: Path) -> None:
             + "\nWhat to do: take the change back, or name another folder with --results."
         )
     started = {name: recipe for name, recipe in kept["recipes"].items() if name not in recipes}
-    write_json(path, kept | fresh | {"recipes": started | recipes})
+    write_json(path, kept | fresh | {"recipes": started | recipes, "data_sha256": kept["data_sha256"] | data})
 
 
 def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path) -> list[str]:
@@ -123,6 +135,9 @@ def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path)
         if before["profile"].get(key) != after["profile"].get(key):
             there, here = before["profile"].get(key), after["profile"].get(key)
             found.append(f"{key}: {there!r} there, {here!r} here.")
+    for name, digest in fresh["data_sha256"].items():
+        if kept["data_sha256"].get(name, digest) != digest:
+            found.append(f"data set {name}: its file has changed since.")
     for name, recipe in fresh["recipes"].items():
         if name in kept["recipes"] and any((results / "runs" / name).glob("seed-*")):
             for key in differences(kept["recipes"][name], recipe):
@@ -138,7 +153,8 @@ def read_results(results: Path) -> dict[str, Any]:
         ResultsError: it is no results folder, or of a later version of this package.
     """
     kept = read_json(results / EXPERIMENT)
-    if not isinstance(kept, dict) or not isinstance(kept.get("definition"), dict) or "recipes" not in kept:
+    whole = isinstance(kept, dict) and all(isinstance(kept.get(key), dict) for key in OF_RESULTS)
+    if not whole:
         raise ResultsError(
             f"{results} is no results folder: its {EXPERIMENT} is missing or damaged. Name the folder of an "
             f"experiment (yaml_recipes/NAME), or one that `ledpo run` made."

@@ -26,7 +26,7 @@ from .budget import COUNTED, Budget, overrun, used
 from .definition import read_yaml
 from .files import read_json, read_lines, tail, write_json
 from .plan import JOB, RECIPE, TRAIN
-from .store import FORMAT, RESULT, Locked, is_finished, locked, now, write_state
+from .store import FORMAT, RESULT, Locked, held_out, is_finished, locked, now, write_state
 
 TRAINED, TRAIN_LOG, MEASURES = "trained.json", "train.log", "measures"
 
@@ -219,13 +219,6 @@ def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
         **measured,
     }
     write_json(folder / RESULT, result)
-
-
-def held_out(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the names of an evaluation's data sets."""
-    names = [*evaluation.get("pairs", ()), *(evaluation.get("instructions") or ())]
-    generations = evaluation.get("generations")
-    return [*names, *([generations["prompts"]] if generations else [])]
 
 
 def _measure(folder: Path, job: Mapping[str, Any]) -> None:
