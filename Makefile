@@ -65,6 +65,7 @@ test: lint browser
 
 test-slow: setup
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/ledpo quickstart prepare
+	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/ledpo prepare
 	@$(OFFLINE) OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m pytest -q -m slow
 
 lint: setup

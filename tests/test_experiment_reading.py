@@ -4,7 +4,15 @@ import pytest
 import yaml
 from tiny_experiment import EVALUATION, write_experiment
 
-from ledpo_plugin.experiments.budget import Budget, BudgetProblem, budget_keys, examples_a_step, overrun, used
+from ledpo_plugin.experiments.budget import (
+    Budget,
+    BudgetProblem,
+    budget_keys,
+    examples_a_step,
+    overrun,
+    share_missed,
+    used,
+)
 from ledpo_plugin.experiments.commands import experiments_and_recipes, validate_experiment
 from ledpo_plugin.experiments.plan import plan
 from ledpo_plugin.experiments.problems import ExperimentError
@@ -285,3 +293,12 @@ def test_what_was_used_and_whether_it_was_too_much():
     assert "before the last step" in overrun(Budget("tokens", 950), usage, PAIRS, log)
     assert overrun(Budget("flops", 4.5e9), usage, PAIRS, log) is None
     assert "before the last step" in overrun(Budget("flops", 3e9), usage, PAIRS, log)
+
+
+def test_the_share_of_every_step_is_judged_from_the_log():
+    recipe = {"sft_ratio": 0.25}
+    assert share_missed(recipe, [{"step": 1, "sft_share": 0.25}, {"step": 2, "sft_share": 0.25}]) is None
+    assert "0.5 at step 2" in share_missed(recipe, [{"step": 1, "sft_share": 0.25}, {"step": 2, "sft_share": 0.5}])
+    assert "None at step 1" in share_missed(recipe, [{"step": 1}])
+    assert share_missed({}, [{"step": 1}]) is None
+    assert share_missed(recipe | {"sft_ratio_by": "tokens"}, [{"step": 1, "sft_share": 0.3}]) is None

@@ -24,31 +24,44 @@ TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
         {"beta_mode": "head", "beta_center": True},
         {"beta_mode": "beta_dpo"},
         {"stage": "ledpo_kto", "beta_mode": "head"},
-        {"beta_mode": "head", "fill_reference_cache": True, "per_device_eval_batch_size": 5},
     ],
-    ids=["head", "beta_dpo", "kto head", "cache filled by both"],
+    ids=["head", "beta_dpo", "kto head"],
 )
 def test_two_processes_equal_one_with_the_doubled_batch(tiny, tmp_path, changes):
     common = {"max_steps": 5, "disable_shuffling": True, **changes}
     train(tiny.recipe(tmp_path / "one", per_device_train_batch_size=4, **common))
     two = tiny.recipe(tmp_path / "two", per_device_train_batch_size=2, ddp_backend="gloo", **common)
     path = write_recipe(tmp_path / "two.yaml", two | {"overwrite_output_dir": True})
-    env = TWO | {"LEDPO_CACHE": str(tmp_path / "cache")}
-    done = cli("train", path, env=env)
-    for _ in range(3):
-        if TEARDOWN not in done.stderr:
-            break
-        done = cli("train", path, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    _train_with_two(path)
     # The two ranks take alternate batches of 2, so each step sees the same four rows as the single process.
     for key in ("loss", "margins/beta_free", "beta/mean", "rewards/accuracies"):
         assert series(tmp_path / "two", key) == pytest.approx(series(tmp_path / "one", key), rel=1e-3, abs=1e-5), key
-    if "fill_reference_cache" in changes:  # 20 of the 48 pairs were trained on
-        (values,) = (tmp_path / "cache").rglob("values.safetensors")
-        assert load_file(values)["filled"].sum() == 48
     heads = [load_file(tmp_path / name / "beta_head.safetensors") for name in ("one", "two")]
     for key, value in heads[0].items():
         torch.testing.assert_close(heads[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+def _train_with_two(path: str, **env: str) -> None:
+    done = cli("train", path, env=TWO | env)
+    for _ in range(3):
+        if TEARDOWN not in done.stderr:
+            break
+        done = cli("train", path, env=TWO | env)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_fill_the_cache_with_the_very_values_of_one(tiny, tmp_path, monkeypatch):
+    filled = {"beta_mode": "head", "fill_reference_cache": True, "per_device_eval_batch_size": 5}
+    common = {"max_steps": 2, "disable_shuffling": True, **filled}
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache_one"))
+    train(tiny.recipe(tmp_path / "one", per_device_train_batch_size=4, **common))
+    two = tiny.recipe(tmp_path / "two", per_device_train_batch_size=2, ddp_backend="gloo", **common)
+    path = write_recipe(tmp_path / "two.yaml", two | {"overwrite_output_dir": True})
+    _train_with_two(path, LEDPO_CACHE=str(tmp_path / "cache_two"))
+    one, two = (load_file(*(tmp_path / name).rglob("values.safetensors")) for name in ("cache_one", "cache_two"))
+    assert one["filled"].sum() == 48  # of which 8 were trained on
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert series(tmp_path / "two", "loss") == pytest.approx(series(tmp_path / "one", "loss"), rel=1e-4)
 
 
 def _kill_at(recipe: str, output: Path, step: int) -> None:

@@ -126,5 +126,20 @@ def overrun(
     return None
 
 
+def share_missed(recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return in which step of its own log a run's share of instructions was not the declared one; None if in none.
+
+    A share of examples is exact. One of tokens is as near as whole examples allow, so it is not judged here.
+    """
+    ratio = recipe.get("sft_ratio") or 0
+    if not ratio or recipe.get("sft_ratio_by") == "tokens":
+        return None
+    for row in log:
+        share = row.get("sft_share")
+        if share is None or abs(share - ratio) > 1e-9:
+            return f"the share of instructions was {share} at step {row.get('step')}, and sft_ratio is {ratio:g}"
+    return None
+
+
 def _logged(unit: str, row: Mapping[str, Any]) -> float:
     return row["flops"] if unit == "flops" else row["policy_tokens"] + row["reference_tokens"]

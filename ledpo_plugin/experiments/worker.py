@@ -22,7 +22,7 @@ from ledpo_plugin.checkpoints import set_aside_incomplete
 from ledpo_plugin.run_record import read_record, recipe_hash
 from ledpo_plugin.usage import USAGE
 
-from .budget import COUNTED, Budget, overrun, used
+from .budget import COUNTED, Budget, overrun, share_missed, used
 from .definition import read_yaml
 from .files import read_json, read_lines, tail, write_json
 from .plan import JOB, RECIPE, TRAIN
@@ -135,9 +135,13 @@ def _train(folder: Path, job: Mapping[str, Any], lock: int) -> None:
     usage = read_json(train / USAGE)
     if not isinstance(usage, dict):
         raise RunFailed(f"The training left no {USAGE}; its log: {folder / TRAIN_LOG}", _tail(folder))
-    problem = overrun(budget, usage, recipe, _training_log(train))
+    rows = _training_log(train)
+    problem = overrun(budget, usage, recipe, rows)
     if problem:
         raise RunFailed(f"The run did not keep to its budget: {problem}.", _tail(folder))
+    problem = share_missed(recipe, rows)
+    if problem:
+        raise RunFailed(f"The run did not keep to its mixture: {problem}.", _tail(folder))
     write_json(folder / TRAINED, {"ended": now()})
 
 
