@@ -1,0 +1,1 @@
+"""Evaluation of trained models: tasks, win rates, people, and how far these agree."""
