@@ -1,1 +1,1 @@
-"""Evaluation of trained models: tasks, win rates, people, and how far these agree."""
+"""Evaluation of trained models: objective tasks, judges, people, and how far they agree."""

@@ -161,6 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run_command(args)
+    except KeyboardInterrupt:
+        print(f"ledpo {args.command}: interrupted; what was finished is kept.", file=sys.stderr)
+        return 130
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         if os.environ.get("LEDPO_TRACEBACK"):
             raise

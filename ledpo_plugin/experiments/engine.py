@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,43 +11,21 @@ from .budget import steps_of
 from .definition import Experiment
 from .files import tail
 from .launchers import Launcher, Task
-from .plan import Run, content_hash
+from .measure import base_key
+from .plan import Run
 from .progress import Progress
 from .store import BASE, WORKER_LOG, Locked, ResultsError, is_finished, locked, open_results, state_of, write_run
 
 POLL = 0.3  # seconds
-# What the numbers of an untrained model depend on, beside the evaluation.
-OF_BASE = (
-    "model_name_or_path",
-    "model_revision",
-    "adapter_name_or_path",
-    "quantization_bit",
-    "template",
-    "default_system",
-    "enable_thinking",
-    "tool_format",
-    "cutoff_len",
-    "dataset_dir",
-    "max_samples",
-    "flash_attn",
-    "bf16",
-    "fp16",
-    "per_device_eval_batch_size",
-)
 
 
 def base_runs(experiment: Experiment, results: Path, runs: Sequence[Run]) -> dict[str, Run]:
     """Return, by name, the measurements of untrained models: one for all runs that start from the same."""
     found: dict[str, Run] = {}
     for run in runs:
-        name = base_name(run.recipe, experiment.evaluation)
+        name = base_key(run.recipe, experiment.evaluation)
         found.setdefault(name, Run("untrained model", 0, results / BASE / name, run.recipe))
     return found
-
-
-def base_name(recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """Return 12 hexadecimal digits that stand for an untrained model and what it is measured on."""
-    return content_hash({"of": {key: recipe.get(key) for key in OF_BASE}, "evaluation": evaluation})[:12]
 
 
 def job_of(experiment: Experiment, run: Run) -> dict[str, Any]:
@@ -59,7 +37,7 @@ def job_of(experiment: Experiment, run: Run) -> dict[str, Any]:
         "profile": experiment.profile,
         "variant": run.variant,
         "seed": run.seed,
-        "base": base_name(run.recipe, experiment.evaluation),
+        "base": base_key(run.recipe, experiment.evaluation),
         "budget": asdict(experiment.budget),
         "steps": steps_of(experiment.budget, run.recipe, processes),
         "evaluation": dict(experiment.evaluation),

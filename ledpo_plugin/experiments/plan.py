@@ -1,7 +1,5 @@
 """The runs of an experiment: the exact recipe of each, and where it lives in the results folder."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +85,3 @@ def plan(
                 recipe = run_recipe(experiment, variant, seed, folder / TRAIN)
                 runs.append(Run(variant.name, seed, folder, recipe))
     return runs
-
-
-def content_hash(value: Any) -> str:
-    """Return the SHA-256 of a JSON-like value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
