@@ -285,9 +285,10 @@ def test_twenty_kills_at_random_moments(tiny, tmp_path):
 # ---- a cluster
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_cluster_of_two_nodes_gives_the_same_table(undisturbed, tiny, tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    import ray
     from ray.cluster_utils import Cluster
 
     monkeypatch.chdir(tmp_path)

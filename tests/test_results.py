@@ -1,0 +1,66 @@
+"""The committed reports of real runs: whole, small, of enough seeds, under equal budgets and with exact mixtures."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DEFINITIONS = {
+    path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "yaml_recipes").glob("*/experiment.yaml"))
+}
+REPORTED = [name for name, definition in DEFINITIONS.items() if definition["status"] == "run"]
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "docs/results" / name / "results.json").read_text(encoding="utf-8"))
+
+
+def test_what_was_run_has_a_report_and_nothing_else_has():
+    folders = {path.name for path in (ROOT / "docs/results").iterdir() if path.is_dir()}
+    assert folders == set(REPORTED)
+    assert {"loss_variants_impact", "data_mixture_impact"} <= folders
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_report_is_whole_and_small(name):
+    folder = ROOT / "docs/results" / name
+    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "results.json"}
+    assert all(path.stat().st_size < 1_000_000 for path in folder.iterdir())
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|https?://(?!www\.w3\.org)[\w.]+/[^\"' ]*\.(?:js|css)", html)
+    assert "/root/" not in html + (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_every_run_finished_and_kept_to_the_budget(name):
+    found = results(name)
+    assert {run["phase"] for run in found["runs"]} == {"finished"}
+    seeds = {}
+    for run in found["runs"]:
+        seeds.setdefault(run["variant"], set()).add(run["seed"])
+        assert run["budget"]["used"] == run["budget"]["amount"] == found["budget"]["amount"]
+        assert run["unreadable_log_lines"] == 0
+    assert min(map(len, seeds.values())) >= 3
+    assert found["provenance"]["warnings"] == []
+    declared = DEFINITIONS[name]["profiles"]["cpu"]
+    assert found["budget"]["unit"] in declared["budget"]
+    assert set(seeds) == set(declared.get("variants", DEFINITIONS[name]["variants"]))
+
+
+def test_at_least_four_losses():
+    recipes = {variant for variant in results("loss_variants_impact")["labels"]}
+    assert len(recipes & {"dpo", "ledpo", "ipo", "orpo", "simpo", "kto"}) >= 4
+
+
+def test_all_four_mixtures_with_exact_shares_in_every_step():
+    found = results("data_mixture_impact")
+    assert {"general", "sft_25", "sft_50", "sft_75"} <= set(found["labels"])
+    steps = {run["variant"]: run["usage"]["steps"] for run in found["runs"]}
+    for variant, share in (("sft_25", 0.25), ("sft_50", 0.5), ("sft_75", 0.75)):
+        row = found["mixture"][variant]
+        assert row["declared"] == row["least"] == row["greatest"] == share
+        assert row["logged"] == 3 * steps[variant]
