@@ -52,7 +52,7 @@ def test_every_run_finished_and_kept_to_the_budget(name):
 
 
 def test_at_least_four_losses():
-    recipes = {variant for variant in results("loss_variants_impact")["labels"]}
+    recipes = set(results("loss_variants_impact")["labels"])
     assert len(recipes & {"dpo", "ledpo", "ipo", "orpo", "simpo", "kto"}) >= 4
 
 
