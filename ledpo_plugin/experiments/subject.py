@@ -140,8 +140,14 @@ class Subject:
             head: whose hidden state the run's beta reads ("reference", "policy", or None).
 
         Raises:
-            ValueError: a data set is unknown, of the wrong kind, or has no row that can be used.
+            ValueError: a data set is unknown, of the wrong kind, or has no row that can be used; or several GPUs are
+                visible.
         """
+        if torch.cuda.device_count() > 1:
+            raise ValueError(
+                f"Measuring uses one device, and {torch.cuda.device_count()} are visible to this process. Set "
+                "CUDA_VISIBLE_DEVICES to one of them."
+            )
         host = pieces()
         self.log = log
         own = measuring_recipe(recipe, folder, reference_model=head == "reference")

@@ -85,9 +85,11 @@ def _finish(folder: Path, job: Mapping[str, Any], lock: int) -> int:
     os.chdir(job["cwd"])
     try:
         if job["kind"] == "base":
+            _use_one_device()
             _measure_base(folder, job)
         else:
             _train(folder, job, lock)
+            _use_one_device()
             _measure(folder, job)
     except Exception as error:  # whatever it is, the other runs go on and the report says it
         log_tail = error.log_tail if isinstance(error, RunFailed) else []
@@ -205,6 +207,12 @@ def _logger(folder: Path) -> Callable[[str], None]:
         print(f"[{now()}] {text}", flush=True)
 
     return log
+
+
+def _use_one_device() -> None:
+    """Leave one accelerator visible, before anything asks for them: the training's others would stay empty."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0" if named is None else named.split(",")[0]
 
 
 def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
