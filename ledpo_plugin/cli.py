@@ -140,6 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("experiment", help="an experiment's folder, or a results folder")
         command.add_argument("--profile", default="cpu")
         command.add_argument("--results", help="results folder, where it is not the default one")
+        if name == "report":
+            command.add_argument("--no-samples", action="store_true", help="leave prompts and answers out")
         command.set_defaults(run_command=_experiments(name))
     prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
     prepare_.add_argument("--workdir", default=".ledpo")

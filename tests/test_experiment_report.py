@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
@@ -90,11 +91,11 @@ def report(folder: Path, *arguments, **settings):
     return read(folder, definition, states)
 
 
-def read(folder, definition, states):
+def read(folder, definition, states, **options):
     def no_constant(name):
         raise AssertionError(f"{name} is no JSON")
 
-    paths = write_report(folder, definition, states)
+    paths = write_report(folder, definition, states, **options)
     assert [path.name for path in paths] == ["report.html", "report.md", "results.json"]
     html, text, numbers = (path.read_text(encoding="utf-8") for path in paths)
     return html, text, json.loads(numbers, parse_constant=no_constant)
@@ -256,6 +257,19 @@ def test_what_models_write_is_text(whole):
     assert HOSTILE[0] in text
     assert HOSTILE[1] in text
     assert not any(re.search(r"</?(script|img|b)\b", line) for line in lines)
+
+
+def test_prompts_and_answers_can_be_left_out(whole, tmp_path):
+    folder, definition, states, html, text, numbers = whole
+    shutil.copytree(folder, tmp_path / "copy")
+    bare = read(tmp_path / "copy", definition, states, samples=False)
+    prompt = "What was answered, greedily"
+    assert prompt in html
+    assert prompt in text
+    assert HOSTILE[0] not in bare[1]
+    assert "Prompts and answers were left out" in bare[0]
+    assert not any(prompt in document for document in bare[:2])
+    assert bare[2] == numbers
 
 
 def test_hidden_characters_are_seen(whole):

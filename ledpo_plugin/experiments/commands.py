@@ -75,16 +75,16 @@ def status(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the report of what is finished so far."""
-    _report(_results_of(args.experiment, args.profile, args.results))
+    _report(_results_of(args.experiment, args.profile, args.results), samples=not args.no_samples)
     return 0
 
 
-def _report(results: Path) -> None:
+def _report(results: Path, samples: bool = True) -> None:
     from .report import write_report
 
     kept = read_results(results)
     runs = runs_in(results, kept["recipes"])
-    for path in write_report(results, kept["definition"], states_of(results, runs)):
+    for path in write_report(results, kept["definition"], states_of(results, runs), samples=samples):
         print(path)
 
 

@@ -17,7 +17,9 @@ from .summary import summarise
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "results.json"
 
 
-def write_report(results: Path, definition: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_report(
+    results: Path, definition: Mapping[str, Any], states: Sequence[Mapping[str, Any]], *, samples: bool = True
+) -> list[Path]:
     """Write the report of whatever is finished into the results folder, and return the files.
 
     Args:
@@ -26,6 +28,7 @@ def write_report(results: Path, definition: Mapping[str, Any], states: Sequence[
             `profile_name`.
         states: per planned run `variant`, `seed`, `phase` (finished, failed, pending, training, measuring), `folder`,
             `error` and `log_tail`.
+        samples: whether prompts and answers are shown; False for a report that goes where the data may not.
 
     Raises:
         KeyError: the definition lacks what every experiment has (validation would have said so).
@@ -39,7 +42,7 @@ def write_report(results: Path, definition: Mapping[str, Any], states: Sequence[
         "profile": str(definition.get("profile_name") or ""),
         "question": str(definition.get("question") or ""),
         "date": (summary["date"] or "")[:10] or "no run has finished",
-        "sections": sections(found, summary),
+        "sections": sections(found, summary, samples),
     }
     texts = {
         HTML: _environment(html=True).get_template("report.html.j2").render(page),

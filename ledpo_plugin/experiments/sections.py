@@ -15,8 +15,8 @@ MOST_CHARACTERS = 3000  # of a generated text
 MOST_LOG_LINES, MOST_LOG_CHARACTERS = 40, 4000
 
 
-def sections(found: Collected, summary: Mapping[str, Any]) -> list[Section]:
-    """Return the report's sections; one that has nothing to say is left out."""
+def sections(found: Collected, summary: Mapping[str, Any], samples: bool = True) -> list[Section]:
+    """Return the report's sections; one that has nothing to say is left out, as are prompts and answers if asked."""
     made = [
         Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(found, summary)]),
         _results(summary),
@@ -26,7 +26,7 @@ def sections(found: Collected, summary: Mapping[str, Any]) -> list[Section]:
         _stability(summary),
         _beta(summary),
         _mixture(summary),
-        _texts(found, summary),
+        _texts(found, summary, samples),
         _costs(summary),
         _provenance(summary),
         _failures(found),
@@ -130,8 +130,11 @@ def _mixture(summary: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _texts(found: Collected, summary: Mapping[str, Any]) -> Section | None:
+def _texts(found: Collected, summary: Mapping[str, Any], samples: bool) -> Section | None:
     table = tables.text_table(summary)
+    if not samples:
+        left_out = Paragraph("Prompts and answers were left out of this report (`ledpo report --no-samples`).")
+        return Section("texts", "Text quality", [table, left_out] if table else [])
     columns = [(f"{label}, before training" if len(summary["bases"]) > 1 else "Before training", rows, "")
                for label, rows in _base_texts(found, summary)]  # fmt: skip
     for name in found.variants:
