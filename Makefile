@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard ledpo_plugin/autoload/*.pth 
 	@start=$$(date +%s); \
 	(while sleep 20 >/dev/null 2>&1; do echo "  $$(( $$(date +%s) - start )) s, .venv has $$(du -sh .venv | cut -f1)"; done) & \
 	ticker=$$!; trap 'kill $$ticker 2>/dev/null' EXIT; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,ray,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,ray,eval,dev]"
 	@$(BIN)/python -c 'import torch, torchaudio, torchvision' || { \
 	  echo "torch, torchaudio and torchvision do not fit together: these builds are not all from one source."; \
 	  echo "Delete .venv and run make setup again, with pip configured for PyPI alone (see pip config list)."; exit 1; }

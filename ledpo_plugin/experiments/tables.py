@@ -16,7 +16,12 @@ def setup_table(found: Collected) -> Table:
     for name in found.variants:
         against = found.compares_to(name)
         settings = found.settings(name)
-        changes = [_change(found, name, against, key) for key in settings.get("changes") or ()]
+        # `changes` is declared for all profiles: in this one a key may be the same.
+        changes = [
+            _change(found, name, against, key)
+            for key in settings.get("changes") or ()
+            if against is None or found.value(name, key) != found.value(against, key)
+        ]
         rows.append(
             (
                 found.label(name),
