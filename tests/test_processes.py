@@ -38,7 +38,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(tiny, tmp_path, changes)
         assert series(tmp_path / "two", key) == pytest.approx(series(tmp_path / "one", key), rel=1e-3, abs=1e-5), key
     heads = [load_file(tmp_path / name / "beta_head.safetensors") for name in ("one", "two")]
     for key, value in heads[0].items():
-        torch.testing.assert_close(heads[1][key], value, rtol=1e-3, atol=1e-5)
+        # A step of the head is 0.025 here. Where a gradient is small its rounding, which differs between machines and
+        # numbers of processes, moves an element by a share of a step: 3.5e-4 was seen on one machine, 1e-5 on another.
+        torch.testing.assert_close(heads[1][key], value, rtol=1e-3, atol=2e-3)
 
 
 def _train_with_two(path: str, **env: str) -> None:
