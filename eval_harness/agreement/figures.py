@@ -88,18 +88,41 @@ def bootstrapped(
     Draws in which the statistic is undefined are left out up to 1 % of them; beyond that there is no interval,
     because what is left would be a biased selection.
     """
+
+    def as_array(drawn: np.ndarray) -> np.ndarray | Undefined:
+        found = statistic(drawn)
+        return found if isinstance(found, Undefined) else np.asarray([found], dtype=float)
+
+    return bootstrapped_all(as_array, n, 1, unit=unit, seed=seed, draws=draws, level=level)[0]
+
+
+def bootstrapped_all(
+    statistic: Callable[[np.ndarray], np.ndarray | Undefined],
+    n: int,
+    size: int,
+    *,
+    unit: str = "items",
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> list[Figure]:
+    """Return several numbers [size] that are computed together, each as `bootstrapped` does."""
     value = statistic(np.arange(n)) if n else Undefined(f"no {unit}")
     if isinstance(value, Undefined):
-        return Figure(n, None, why=value.why)
+        return [Figure(n, None, why=value.why)] * size
     if draws == 0:
-        return Figure(n, float(value), why="no interval was asked for")
+        return [Figure(n, float(number), why="no interval was asked for") for number in value]
     generator = np.random.default_rng(seed)
     found = [statistic(generator.integers(0, n, n)) for _ in range(draws)]
-    defined = [float(number) for number in found if not isinstance(number, Undefined)]
+    defined = [numbers for numbers in found if not isinstance(numbers, Undefined)]
     if len(defined) < (1 - UNDEFINED) * draws:
         why = f"no interval: not defined in {draws - len(defined)} of {draws} draws of the {unit}"
-        return Figure(n, float(value), why=why)
-    low, high = np.quantile(defined, [0.5 - level / 2, 0.5 + level / 2])
+        return [Figure(n, float(number), why=why) for number in value]
+    lows, highs = np.quantile(defined, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return [_with_interval(n, *numbers, unit) for numbers in zip(value, lows, highs, strict=True)]
+
+
+def _with_interval(n: int, value: float, low: float, high: float, unit: str) -> Figure:
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         return Figure(n, float(value), why=f"no interval: the same in every draw of the {unit}")
     return Figure(n, float(value), float(low), float(high))

@@ -19,6 +19,18 @@ from .verdicts import TIE, ScoreTable, Verdict
 ALPACA_EVAL: Mapping[str, str] = MappingProxyType(
     {"item": "instruction", "method": "annotator", "model_1": "generator_1", "model_2": "generator_2"}
 )
+# The same for the export of `ledpo eval annotate`; its JSON, for its CSV marks cells that a spreadsheet would run.
+ANNOTATION: Mapping[str, str] = MappingProxyType(
+    {
+        "item": "item_id",
+        "method": "annotator",
+        "model_1": "generator_1",
+        "model_2": "generator_2",
+        "preference": "verdict",
+        "first": "left",
+    }
+)
+OPTIONAL = ("reason", "repeat", "first")
 OF_VERDICT = ("item", "method", "model_1", "model_2", "preference")
 OF_SCORE = ("item", "method", "model", "value")
 MISSING = ("", "missing", "none", "null", "nan")  # of a preference or value, in any case
@@ -60,14 +72,15 @@ def read_verdicts(
     methods: Collection[str] | None = None,
     models: Collection[str] | None = None,
 ) -> list[Verdict]:
-    """Return the verdicts of a file: item, method, model_1, model_2, preference; optional: reason, repeat.
+    """Return the verdicts of a file: item, method, model_1, model_2, preference; optional: reason, repeat, first.
 
     A preference is 1, 2 or tie; as in alpaca_eval 0 and 1.5 are ties too, and a number between 1 and 2 is a weighed
     preference. Empty, null, NaN and "missing" are missing; their reason is the file's, or that there was none.
+    `first` is 1 or 2, the model that was shown first, where that is not always the first; left out or empty: 1.
 
     Args:
         path: .json (a list of objects), .jsonl or .csv (with a header), UTF-8.
-        columns: our name -> the file's name, for files with other names (`ALPACA_EVAL`).
+        columns: our name -> the file's name, for files with other names (`ALPACA_EVAL`, `ANNOTATION`).
         constants: our name -> a value for every row, for columns that the file does not have.
         items, methods, models: the ids that are known; others are a problem. Left out: any.
 
@@ -84,6 +97,10 @@ def read_verdicts(
             row.say("model_2", second, "it is model_1 too", "compare two different models")
         preference, strength = _preference(row)
         repeat = _repeat(row)
+        if _second_was_first(row):
+            first, second = second, first
+            preference = {1: 2, 2: 1}.get(preference, preference)
+            strength = None if strength is None else 3 - strength
         place = (item, method, first, second, repeat)
         if place in first_place:
             why = f"{first_place[place]} has the same item, method, models and repeat"
@@ -184,6 +201,16 @@ def _repeat(row: _Row) -> int:
     return int(number)
 
 
+def _second_was_first(row: _Row) -> bool:
+    value = row.fields.get("first")
+    if value in (None, ""):
+        return False
+    number = _number(value)
+    if number not in (1, 2):
+        row.say("first", value, "1 or 2 is expected here", "say which of model_1 and model_2 was shown first")
+    return number == 2
+
+
 def _is_missing(value: Any) -> bool:
     if isinstance(value, float) and math.isnan(value):
         return True
@@ -219,13 +246,16 @@ def _records(
         if not isinstance(record, Mapping):
             problems.append(problem(place, record, "a record with named fields is expected", "write an object"))
             continue
-        renamed = {name: record.get(columns.get(name, name)) for name in (*needed, "reason", "repeat")}
+        renamed = {name: record.get(columns.get(name, name)) for name in (*needed, *OPTIONAL)}
         renamed |= constants
         absent = [columns.get(n, n) for n in needed if n not in constants and columns.get(n, n) not in record]
         if absent:
             why = f"the fields {', '.join(absent)} are missing; there are {', '.join(map(str, record))}"
             fix = f"give {', '.join(columns.get(name, name) for name in needed)}, or name the file's own in `columns`"
-            problems.append(problem(place, None, why, fix))
+            header = path.suffix.lower() == ".csv"  # the same for every line, so it is said once
+            problems.append(problem("header" if header else place, None, why, fix))
+            if header:
+                break
             continue
         rows.append(_Row(place, renamed))
     if not rows and not problems:
@@ -268,7 +298,8 @@ def _csv(text: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
             if None in record or None in record.values():
                 fields = len(reader.fieldnames or ())
                 why = f"it has another number of fields than the header ({fields})"
-                problems.append(problem(place, None, why, "give every line as many fields, quoted where they hold commas"))
+                fix = "give every line as many fields, quoted where they hold commas"
+                problems.append(problem(place, None, why, fix))
                 continue
             yield place, record
     except csv.Error as error:

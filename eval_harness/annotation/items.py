@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -129,8 +129,8 @@ def items_of_outputs(files: Sequence[tuple[str, Sequence[Row]]], against_first: 
         if twice:
             problems.append(f"{name}: {rows_text(twice)}: the prompt was there before. Keep one output for each.")
         # Prompts of rows with another problem are there all the same: that they are missing would be wrong to say.
-        there = outputs.keys() | {
-            row["instruction"] for row in rows if isinstance(row.get("instruction"), str) and row["instruction"]
+        there = {
+            row["instruction"] for row in rows if isinstance(row.get("instruction"), str) and row["instruction"].strip()
         }
         sets.append((name, generators[0], outputs))
         if len(sets) == 1:
@@ -147,18 +147,15 @@ def items_of_outputs(files: Sequence[tuple[str, Sequence[Row]]], against_first: 
     return items, []
 
 
-def _differences(first: str, expected: Mapping | set, name: str, there: Mapping | set) -> list[str]:
+def _differences(first: str, expected: set[str], name: str, there: set[str]) -> list[str]:
     problems = []
-    for count_of, missing_in, prompts in (
-        (first, name, sorted(set(expected) - set(there))),
-        (name, first, sorted(set(there) - set(expected))),
-    ):
+    for has, lacks, prompts in ((first, name, expected - there), (name, first, there - expected)):
         if prompts:
-            plural = "prompt" if len(prompts) == 1 else "prompts"
+            plural, are = ("prompt", "is") if len(prompts) == 1 else ("prompts", "are")
             problems.append(
-                f"{len(prompts)} {plural} of {count_of} {'is' if len(prompts) == 1 else 'are'} not in {missing_in}: "
-                f"{some([quoted(prompt) for prompt in prompts])}. "
-                "Outputs can be compared for the same prompts only: generate what is missing, or take them out."
+                f"{len(prompts)} {plural} of {has} {are} not in {lacks}: "
+                f"{some([quoted(prompt) for prompt in sorted(prompts)])}. "
+                "Outputs can be compared for the same prompts only: generate what is missing, or take the others out."
             )
     return problems
 
@@ -166,33 +163,32 @@ def _differences(first: str, expected: Mapping | set, name: str, there: Mapping 
 def _checked(name: str, rows: Sequence[Row], fields: Sequence[str]) -> tuple[list[tuple[int, Row]], list[str]]:
     """Return the good rows with their numbers, counted from 1, and what is wrong with the others, by kind."""
     good: list[tuple[int, Row]] = []
-    missing, texts, blank, names = defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list)
+    wrong: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
-        before = sum(len(found) for kind in (missing, texts, blank, names) for found in kind.values())
-        for field in fields:
-            value = row.get(field)
-            if value is None:
-                missing[field].append(number)
-            elif not isinstance(value, str):
-                texts[field].append(number)
-            elif field.startswith("output"):
-                continue  # a model may well answer nothing; that is for people to judge
-            elif not value.strip():
-                blank[field].append(number)
-            elif field.startswith("generator") and (visible(value) != value or "\n" in value or "\t" in value):
-                names[field].append(number)
-            elif field.startswith("generator") and len(value) > LONGEST_NAME:
-                names[field].append(number)
-        after = sum(len(found) for kind in (missing, texts, blank, names) for found in kind.values())
-        if before == after:
+        found = [problem for field in fields if (problem := _wrong_with(field, row.get(field), fields))]
+        for problem in found:
+            wrong[problem].append(number)
+        if not found:
             good.append((number, row))
-    expected = ", ".join(fields)
-    problems = [f'{name}: {rows_text(at)}: "{f}" is missing. A row has the fields {expected}.' for f, at in missing.items()]
-    problems += [f'{name}: {rows_text(at)}: "{f}" is not text. Write it in quotes.' for f, at in texts.items()]
-    problems += [f'{name}: {rows_text(at)}: "{f}" is empty. Give it a value.' for f, at in blank.items()]
-    problems += [
-        f'{name}: {rows_text(at)}: "{f}" has hidden characters or line breaks, or more than {LONGEST_NAME} characters. '
-        "Use a short plain name."
-        for f, at in names.items()
-    ]
-    return good, problems
+    return good, [f"{name}: {rows_text(numbers)}: {problem}" for problem, numbers in wrong.items()]
+
+
+def _wrong_with(field: str, value: object, fields: Sequence[str]) -> str | None:
+    if value is None:
+        return f'"{field}" is missing. A row has the fields {", ".join(fields)}.'
+    if not isinstance(value, str):
+        return f'"{field}" is not text. Write it in quotes.'
+    if field.startswith("output"):
+        return None  # a model may well answer nothing; that is for people to judge
+    if not value.strip():
+        return f'"{field}" is empty. Give it a value.'
+    if field.startswith("generator") and not _is_name(value):
+        return (
+            f'"{field}" has hidden characters or line breaks, or more than {LONGEST_NAME} characters. '
+            "Use a short plain name."
+        )
+    return None
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= LONGEST_NAME and visible(text) == text and not {"\n", "\t"} & set(text)

@@ -1,0 +1,1 @@
+"""How far evaluation methods agree, and which can be trusted: the statistics. Pure; nothing is run or fetched here."""
