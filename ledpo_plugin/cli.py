@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from eval_harness.annotation.command import add_command as add_annotate
+
 from . import __version__
 
 
@@ -146,6 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
     prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
     prepare_.add_argument("--workdir", default=".ledpo")
     prepare_.set_defaults(run_command=_experiments("prepare"))
+
+    evaluate = commands.add_parser("eval", help="evaluate trained models")
+    add_annotate(evaluate.add_subparsers(dest="action", required=True))
 
     quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
     actions = quickstart.add_subparsers(dest="action", required=True)
