@@ -15,7 +15,17 @@ PLAIN = {
 # Adam divides by the gradient's own size: with its usual epsilon an entry that is 0 but for rounding moves as far as
 # any other, in a direction that rounding decides. This epsilon is far below every gradient that means something here.
 STEADY = {"adam_epsilon": 1e-5}
+# epsilon-DPO counts a pair up or down by comparing two numbers. Where they are equal but for rounding, one of four pairs
+# counts otherwise, which moves the mean beta by a quarter of epsilon, and the next step's by as much again.
+OF_STEPS = {"epsilon_dpo": 1e-2}
 PAIRWISE = sorted(name for name, row in LOSSES.items() if row.data == "pairs")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """What other tests left in the cache came from other batches, and differs in the last bits; some losses have a kink
+    or a quotient of rounding at the start, which makes more of them."""
+    monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
 
 
 def _compare(tiny, tmp_path, keys=("loss", "margins/beta_free", "beta/mean"), **changes):
@@ -27,7 +37,8 @@ def _compare(tiny, tmp_path, keys=("loss", "margins/beta_free", "beta/mean"), **
         expected = series(plain, key)
         # Beta has an optimizer of its own, which makes a little more of rounding. Margins are differences of sums of
         # about 200 nats, of which fp32 keeps 2e-5 each.
-        rel, slack = {"loss": (1e-4, 0.0), "beta/mean": (1e-3, 0.0)}.get(key, (1e-4, 1e-3))
+        of_beta = OF_STEPS.get(changes.get("beta_mode"), 1e-3)
+        rel, slack = {"loss": (1e-4, 0.0), "beta/mean": (of_beta, 0.0)}.get(key, (1e-4, 1e-3))
         assert series(fast, key) == pytest.approx(expected, rel=rel, abs=slack), key
     assert len(set(series(plain, "loss"))) > 1
     return plain, fast
