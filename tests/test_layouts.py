@@ -15,7 +15,7 @@ PLAIN = {
 # Adam divides by the gradient's own size: with its usual epsilon an entry that is 0 but for rounding moves as far as
 # any other, in a direction that rounding decides. This epsilon is far below every gradient that means something here.
 STEADY = {"adam_epsilon": 1e-5}
-# epsilon-DPO counts a pair up or down by comparing two numbers. Where they are equal but for rounding, one of four pairs
+# epsilon-DPO counts a pair up or down by comparing two numbers. Where they are equal but for rounding, one pair of four
 # counts otherwise, which moves the mean beta by a quarter of epsilon, and the next step's by as much again.
 OF_STEPS = {"epsilon_dpo": 1e-2}
 PAIRWISE = sorted(name for name, row in LOSSES.items() if row.data == "pairs")
