@@ -1,6 +1,6 @@
 """What is wrong with a recipe: one `Problem` per key, and the one exception that carries them all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -29,10 +29,16 @@ class RecipeError(ValueError):
         super().__init__(self.problems)  # args hold the problems, so the error survives pickling between processes
 
     def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"
-        lines = [f"The recipe has {count}; nothing was loaded or trained."]
-        lines += [f"{number}. {problem}" for number, problem in enumerate(self.problems, start=1)]
-        return "\n".join(lines)
+        return listing("The recipe", self.problems, "nothing was loaded or trained")
+
+
+def listing(what: str, problems: Sequence[Problem], outcome: str, most: int | None = None) -> str:
+    """Return how many problems something has, what came of it, and the problems, numbered; `most` of them at most."""
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    lines = [f"{what} has {count}; {outcome}."]
+    lines += [f"{number}. {found}" for number, found in enumerate(problems[:most], start=1)]
+    left = 0 if most is None else len(problems) - most
+    return "\n".join(lines + ([f"... and {left} more"] if left > 0 else []))
 
 
 def problem(key: object, value: object, why: str, fix: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run left half-written: found, and set aside so that the host resumes from a whole one."""
+"""Checkpoints of a run; those that a kill left half-written are set aside so that the host resumes from a whole one."""
 
 import json
 import re
@@ -18,6 +18,12 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
+def checkpoints_of(output_dir: Path) -> dict[int, Path]:
+    """Return step -> folder of a run's checkpoints, ascending, whole or not."""
+    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
 def set_aside_incomplete(output_dir: str | None) -> list[Path]:
     """Rename every half-written `checkpoint-N` of `output_dir` to `incomplete-checkpoint-N`; return the old paths.
 
@@ -28,8 +34,8 @@ def set_aside_incomplete(output_dir: str | None) -> list[Path]:
     if folder is None or not folder.is_dir():
         return []
     moved = []
-    for checkpoint in sorted(folder.iterdir()):
-        if re.fullmatch(r"checkpoint-\d+", checkpoint.name) and not is_complete(checkpoint):
+    for checkpoint in checkpoints_of(folder).values():
+        if not is_complete(checkpoint):
             target = checkpoint.with_name(SET_ASIDE + checkpoint.name)
             while target.exists():
                 target = target.with_name(target.name + "~")

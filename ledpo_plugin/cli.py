@@ -39,11 +39,11 @@ def _validate(args: argparse.Namespace) -> int:
     from .recipe import RecipeError, check_recipe, check_stock_recipe, is_plugin_recipe
 
     require_supported()
-    failed = 0
+    failed, keys = 0, recipe_keys()
     with_files = False if args.no_files else None
     experiments, recipes = experiments_and_recipes(args.recipes)
     for folder in experiments:
-        good, text = validate_experiment(folder, recipe_keys(), with_files)
+        good, text = validate_experiment(folder, keys, with_files)
         failed += not good
         print(text)
     for path in recipes:
@@ -53,7 +53,7 @@ def _validate(args: argparse.Namespace) -> int:
             failed += 1
             continue
         if is_plugin_recipe(recipe):
-            problems = check_recipe(recipe, recipe_keys(), os.environ, with_files=not args.no_files)
+            problems = check_recipe(recipe, keys, os.environ, with_files=not args.no_files)
         else:
             problems = check_stock_recipe(recipe, stock_keys())
         failed += bool(problems)

@@ -9,7 +9,6 @@ what was asked for, or whose values are damaged, is not used and is made anew.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .atomic import replace_file
 from .token_rows import token_rows
 
 FORMULA = 1  # raise it when the way the values are computed changes: older ones are then not found
@@ -76,7 +76,7 @@ def files_hash(path: str | None, memory: Path | None = None) -> str | None:
         digest.update(f"{file.name}:{known.get(place) or fresh[place]}\n".encode())
     if known_at and fresh:
         known_at.parent.mkdir(parents=True, exist_ok=True)
-        _replace(known_at, lambda part: part.write_text(json.dumps(known | fresh)))
+        replace_file(known_at, lambda part: part.write_text(json.dumps(known | fresh)))
     return digest.hexdigest()
 
 
@@ -86,18 +86,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _replace(path: Path, write) -> None:
-    """Write a file so that whoever reads it sees the old one or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class ReferenceCache:
@@ -170,8 +158,10 @@ class ReferenceCache:
             with FileLock(self.folder / LOCK):
                 self._take(self._read())
                 tensors = {**self.values, FILLED: self.filled.to(torch.uint8)}
-                _replace(self.folder / VALUES, lambda part: save_file(tensors, part))
-                _replace(self.folder / KEY, lambda part: part.write_text(json.dumps(self.key, indent=2, default=str)))
+                replace_file(self.folder / VALUES, lambda part: save_file(tensors, part))
+                replace_file(
+                    self.folder / KEY, lambda part: part.write_text(json.dumps(self.key, indent=2, default=str))
+                )
         except (OSError, SafetensorError) as error:
             raise CacheError(
                 f"The reference cache {self.folder} cannot be written ({error}). Free space, set LEDPO_CACHE to "

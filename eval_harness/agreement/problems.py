@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ledpo_plugin._recipe_problem import Problem
+from ledpo_plugin._recipe_problem import Problem, listing
 
 SHOWN = 50  # a file that is wrong in every line must not fill the screen; `problems` has them all
 
@@ -15,8 +15,4 @@ class DataError(ValueError):
         super().__init__(where, self.problems)
 
     def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"
-        lines = [f"{self.where} has {count}; nothing of it was used."]
-        lines += [f"{number}. {found}" for number, found in enumerate(self.problems[:SHOWN], start=1)]
-        left = len(self.problems) - SHOWN
-        return "\n".join(lines + ([f"... and {left} more"] if left > 0 else []))
+        return listing(self.where, self.problems, "nothing of it was used", SHOWN)

@@ -118,7 +118,7 @@ def overrun(
         before = None if spent == budget.amount else spent
     else:
         earlier = [row for row in log if row.get("step", 0) < usage["steps"] and "flops" in row]
-        before = _logged(budget.unit, earlier[-1]) if earlier else None
+        before = logged(budget.unit, earlier[-1]) if earlier else None
     if before is not None and before >= budget.amount:
         return (
             f"{spent:g} {budget.unit} were used, and the budget of {budget.amount:g} was used up before the last step"
@@ -141,5 +141,6 @@ def share_missed(recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) ->
     return None
 
 
-def _logged(unit: str, row: Mapping[str, Any]) -> float:
+def logged(unit: str, row: Mapping[str, Any]) -> float:
+    """Return how many tokens or operations were used when a row of the log was written."""
     return row["flops"] if unit == "flops" else row["policy_tokens"] + row["reference_tokens"]

@@ -117,7 +117,7 @@ def check_data(
             known = read_registry(Path(folder) / DATA_CONFIG)
         except (OSError, ValueError):
             continue  # said of the recipes
-        for kind, name in _held_out(evaluation):
+        for kind, name in held_out(evaluation):
             entry = known.get(name)
             if entry is None:
                 found.problems.append(unknown(f"{where}.evaluation.{kind}", name, f"data set in {folder}", known))
@@ -127,7 +127,13 @@ def check_data(
                 found.say(f"{where}.evaluation.{kind}", name, why, "name one of the other kind")
 
 
-def _held_out(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def held_out_names(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the names of an evaluation's data sets."""
+    return [name for _, name in held_out(evaluation)]
+
+
+def held_out(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what of an evaluation names a data set, and the name."""
     for kind in ("pairs", "instructions"):
         names = evaluation.get(kind)
         for name in names if isinstance(names, list) else ():

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from .plan import plan, results_folder
 
     experiment = _prepared(args.experiment, args.profile, prepare=not args.dry_run)
-    results = results_folder(experiment, args.results)
+    results = results_folder(experiment.name, experiment.profile, args.results)
     runs = plan(experiment, results, only=_names(args.only), seeds=_numbers(args.seeds))
     if args.dry_run:
         try:
@@ -47,13 +47,12 @@ def _prepared(path: str, profile: str, prepare: bool) -> Experiment:
     """Return the experiment, checked without files first, with them once they were made."""
     keys = host_keys()
     experiment = read_experiment(path, profile, host_keys=keys)
-    if experiment.prepare is None:
+    if experiment.prepare is None or not prepare:
         return experiment
-    if prepare:
-        from .data import prepare_offline
+    from .data import prepare_offline
 
-        prepare_offline()
-    return read_experiment(path, profile, host_keys=keys, with_files=prepare)
+    prepare_offline()
+    return read_experiment(path, profile, host_keys=keys, with_files=True)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -84,18 +83,18 @@ def _report(results: Path, samples: bool = True) -> None:
 
     kept = read_results(results)
     runs = runs_in(results, kept["recipes"])
-    for path in write_report(results, kept["definition"], states_of(results, runs), samples=samples):
+    for path in write_report(results, kept["definition"], states_of(runs), samples=samples):
         print(path)
 
 
 def _results_of(path: str, profile: str, given: str | None) -> Path:
     """Return the results folder that was named itself, or by its experiment."""
-    from .plan import DEFAULT_RESULTS
+    from .plan import results_folder
 
     if given:
         return Path(given)
     if is_experiment(path):
-        folder = DEFAULT_RESULTS / folder_of(path).resolve().name / profile
+        folder = results_folder(folder_of(path).resolve().name, profile)
         if not folder.is_dir():
             raise ResultsError(f"{folder} does not exist: nothing of {path} was run with profile {profile} yet.")
         return folder

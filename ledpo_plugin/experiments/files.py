@@ -2,9 +2,10 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from ledpo_plugin.atomic import replace_file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,17 +15,15 @@ def write_text(path: Path, text: str) -> None:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+        part.chmod(0o644)
+
+    replace_file(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,7 +6,6 @@ same numbers.
 
 import hashlib
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ledpo_plugin.checkpoints import is_complete
+from ledpo_plugin.checkpoints import checkpoints_of, is_complete
 from ledpo_plugin.head_file import WEIGHTS
 from ledpo_plugin.hparams import HEAD_MODES, LEARNED_MODES
 from ledpo_plugin.recipe import is_plugin_recipe, resolve_recipe
@@ -227,11 +226,7 @@ class _Found:
 
 def _checkpoints(train_folder: Path) -> dict[int, Path]:
     """Return step -> folder, ascending."""
-    found = {}
-    for path in Path(train_folder).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match:
-            found[int(match[1])] = path
+    found = checkpoints_of(Path(train_folder))
     if not found:
         raise CheckpointError(
             f"{train_folder} holds no checkpoint to measure. Train with save_strategy: steps and save_steps, or run "
@@ -243,7 +238,7 @@ def _checkpoints(train_folder: Path) -> dict[int, Path]:
             f"Not written to the end: {', '.join(sorted(broken))}. Delete the folder and let training go on, or run "
             "this run again."
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def _learned_beta(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -1,7 +1,8 @@
 """From what was measured of each example to the numbers that are reported. Pure; see `metrics` for what each means."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,35 @@ def of_pairs(columns: Columns) -> dict[str, float]:
             chosen_length, rejected_length (tokens), and beta where it is learned; one number a pair.
     """
     values = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
-    margin = values["margin"]
-    per_token = {side: values[f"{side}_logps"] / values[f"{side}_length"] for side in ("chosen", "rejected")}
-    found = {
-        "accuracy": _win_rate(margin),
-        "margin": margin.mean(),
-        "logp_accuracy": _win_rate(per_token["chosen"] - per_token["rejected"]),
-    }
-    for side in ("chosen", "rejected"):
-        change = values[f"{side}_logps"] - values[f"reference_{side}_logps"]
-        found[f"{side}_shift"] = (change / values[f"{side}_length"]).mean()
+    found = {name: score(values).mean() for name, score in OF_EACH_PAIR.items()}
     if "beta" in values:
-        found |= _of_beta(values["beta"], margin)
+        found |= _of_beta(values["beta"], values["margin"])
     return _defined(found)
 
 
-def _win_rate(difference: np.ndarray) -> float:
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+def _win(difference: np.ndarray) -> np.ndarray:
+    """Return 1 [N] where it is positive, one half where it is 0, else 0; nan where it is not finite."""
+    return np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), np.nan)
+
+
+def _per_token(columns: Mapping[str, np.ndarray], side: str) -> np.ndarray:
+    return columns[f"{side}_logps"] / columns[f"{side}_length"]
+
+
+def _shift(columns: Mapping[str, np.ndarray], side: str) -> np.ndarray:
+    return (columns[f"{side}_logps"] - columns[f"reference_{side}_logps"]) / columns[f"{side}_length"]
+
+
+# Metric -> its value for each pair [N], from the columns [N] that `of_pairs` takes; the metric is their mean.
+OF_EACH_PAIR: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = MappingProxyType(
+    {
+        "accuracy": lambda columns: _win(columns["margin"]),
+        "margin": lambda columns: columns["margin"],
+        "logp_accuracy": lambda columns: _win(_per_token(columns, "chosen") - _per_token(columns, "rejected")),
+        "chosen_shift": lambda columns: _shift(columns, "chosen"),
+        "rejected_shift": lambda columns: _shift(columns, "rejected"),
+    }
+)
 
 
 def _of_beta(beta: np.ndarray, margin: np.ndarray) -> dict[str, float]:

@@ -28,9 +28,9 @@ class Run:
         return f"{self.variant} seed {self.seed}"
 
 
-def results_folder(experiment: Experiment, given: str | Path | None = None) -> Path:
-    """Return the results folder: the given one, or the default for the experiment and its profile."""
-    return Path(given) if given else DEFAULT_RESULTS / experiment.name / experiment.profile
+def results_folder(experiment: str, profile: str, given: str | Path | None = None) -> Path:
+    """Return the results folder: the given one, or the default for the experiment's name and profile."""
+    return Path(given) if given else DEFAULT_RESULTS / experiment / profile
 
 
 def run_recipe(experiment: Experiment, variant: Variant, seed: int, train_folder: Path) -> dict[str, Any]:

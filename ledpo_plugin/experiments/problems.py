@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ledpo_plugin._recipe_problem import Problem, problem, unknown
+from ledpo_plugin._recipe_problem import Problem, listing, problem, unknown
 
 
 class ExperimentError(ValueError):
@@ -15,9 +15,7 @@ class ExperimentError(ValueError):
         super().__init__(where, self.problems)
 
     def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"
-        lines = [f"{self.where} has {count}; nothing was run."]
-        return "\n".join(lines + [f"{number}. {found}" for number, found in enumerate(self.problems, start=1)])
+        return listing(self.where, self.problems, "nothing was run")
 
 
 @dataclass

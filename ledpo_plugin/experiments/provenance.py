@@ -1,15 +1,15 @@
 """What a result rests on: versions, the state of the checkout, hashes of model and data, the machine."""
 
-import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_files import DATA_CONFIG
+from ledpo_plugin._recipe_files import DATA_CONFIG, DATA_KEYS
 from ledpo_plugin._recipe_reading import split_names
+from ledpo_plugin.quickstart.downloads import sha256_of
 from ledpo_plugin.reference_cache import default_folder, files_hash
 from ledpo_plugin.run_record import package_versions
 
@@ -55,37 +55,35 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def data_hashes(recipe: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+def data_hashes(recipes: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of each data set's file, or the name of the hub it is on.
 
     Args:
-        recipe: whose `dataset_dir` is meant.
-        names: further data sets than the recipe's own.
+        recipes: whose data sets are meant, and in whose `dataset_dir` they are.
+        names: further data sets than the recipes' own.
     """
-    folder = Path(recipe.get("dataset_dir") or "data")
-    own = [name for key in ("dataset", "eval_dataset", "sft_dataset") for name in split_names(recipe.get(key))]
-    try:
-        known = read_registry(folder / DATA_CONFIG)
-    except (OSError, ValueError):
-        known = {}
-    hashes = {}
-    for name in dict.fromkeys([*own, *names]):
-        entry = known.get(name) or {}
-        path = folder / str(entry.get("file_name", name))
-        if path.is_file():
-            with path.open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            hashes[name] = str(entry.get("hf_hub_url") or entry.get("ms_hub_url") or path)
-    return hashes
+    places: dict[str, Path | str] = {}
+    for recipe in recipes:
+        folder = Path(recipe.get("dataset_dir") or "data")
+        own = [name for key in DATA_KEYS for name in split_names(recipe.get(key))]
+        try:
+            known = read_registry(folder / DATA_CONFIG)
+        except (OSError, ValueError):
+            known = {}
+        for name in [*own, *names]:
+            entry = known.get(name) or {}
+            path = folder / str(entry.get("file_name", name))
+            hub = entry.get("hf_hub_url") or entry.get("ms_hub_url") or path
+            places[name] = path if path.is_file() else str(hub)
+    return {name: sha256_of(place) if isinstance(place, Path) else place for name, place in places.items()}
 
 
-def provenance(recipe: Mapping[str, Any], held_out: Iterable[str]) -> dict[str, Any]:
+def provenance(recipe: Mapping[str, Any], held_out: Sequence[str]) -> dict[str, Any]:
     """Return everything that a run's numbers depend on beside its recipe."""
     return {
         "versions": package_versions(),
         "model_sha256": files_hash(recipe.get("model_name_or_path"), default_folder()),
-        "data_sha256": data_hashes(recipe, held_out),
+        "data_sha256": data_hashes([recipe], held_out),
         "hardware": hardware(),
         "git": git_state(Path.cwd()),
     }

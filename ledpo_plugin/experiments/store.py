@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .checks import differences
+from .checks import differences, held_out_names
 from .definition import Experiment
 from .files import read_json, tail, write_json, write_text
 from .plan import JOB, RECIPE, Run
@@ -82,13 +82,6 @@ def definition_of(experiment: Experiment) -> dict[str, Any]:
     return {**experiment.raw, "profile_name": experiment.profile, "folder": str(experiment.folder)}
 
 
-def held_out(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the names of an evaluation's data sets."""
-    names = [*evaluation.get("pairs", ()), *(evaluation.get("instructions") or ())]
-    generations = evaluation.get("generations")
-    return [*names, *([generations["prompts"]] if generations else [])]
-
-
 def open_results(experiment: Experiment, results: Path) -> None:
     """Make the results folder, or check that it is of this experiment as it is now.
 
@@ -97,9 +90,7 @@ def open_results(experiment: Experiment, results: Path) -> None:
     """
     path = results / EXPERIMENT
     recipes = {variant.name: dict(variant.recipe) for variant in experiment.variants}
-    data = {}
-    for recipe in recipes.values():
-        data |= data_hashes(recipe, held_out(experiment.evaluation))
+    data = data_hashes(recipes.values(), held_out_names(experiment.evaluation))
     fresh = {"format": FORMAT, "definition": definition_of(experiment), "recipes": recipes, "data_sha256": data}
     if not path.is_file():
         if results.exists() and not results.is_dir():
@@ -203,17 +194,14 @@ def is_finished(folder: Path) -> bool:
     return (folder / RESULT).is_file()
 
 
-def states_of(results: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def states_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the state of every run, as the report is told of them."""
-    rows = []
-    for run in runs:
-        state = state_of(run.folder)
-        rows.append({"error": None, "log_tail": [], **state, **_names(run), "folder": str(run.folder)})
-    return rows
-
-
-def _names(run: Run) -> dict[str, Any]:
-    return {"variant": run.variant, "seed": run.seed}
+    return [
+        {"error": None, "log_tail": []}
+        | state_of(run.folder)
+        | {"variant": run.variant, "seed": run.seed, "folder": str(run.folder)}
+        for run in runs
+    ]
 
 
 def runs_in(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Run]:

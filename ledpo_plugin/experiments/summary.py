@@ -10,6 +10,7 @@ import numpy as np
 from .behaviour import beta_summary, convergence, curves, mixture_summary, stability
 from .collected import Collected, Run, number
 from .costs import budget_summary, cost_summary, provenance_summary
+from .measured import OF_EACH_PAIR
 from .stats import Estimate, bootstrap_difference, holm, mean_interval, paired_difference
 from .words import answer, verdict, verdict_words
 
@@ -83,24 +84,7 @@ def item_differences(ours: Run, theirs: Run, metric: str) -> tuple[np.ndarray, n
     return scores[0] - scores[1], weights
 
 
-def _win(difference: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), np.nan)
-
-
-def _shift(columns: Mapping[str, np.ndarray], which: str) -> np.ndarray:
-    return (columns[f"{which}_logps"] - columns[f"reference_{which}_logps"]) / columns[f"{which}_length"]
-
-
-_SCORES = {
-    "accuracy": lambda c: _win(c["margin"]),
-    "margin": lambda c: c["margin"],
-    "logp_accuracy": lambda c: _win(
-        c["chosen_logps"] / c["chosen_length"] - c["rejected_logps"] / c["rejected_length"]
-    ),
-    "chosen_shift": lambda c: _shift(c, "chosen"),
-    "rejected_shift": lambda c: _shift(c, "rejected"),
-    "nll": lambda c: c["nll"] / c["length"],
-}
+_SCORES = {**OF_EACH_PAIR, "nll": lambda columns: columns["nll"] / columns["length"]}
 
 
 def _run(run: Run) -> dict[str, Any]:

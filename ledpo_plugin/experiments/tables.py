@@ -320,14 +320,7 @@ def text_table(summary: Mapping[str, Any]) -> Table | None:
     names = [f"gen/{short}" for short in OF_GENERATIONS]
     if not any(name in found for found in summary["metrics"].values() for name in names):
         return None
-    rows = [
-        (_before(summary, base), *(words.significant(base["metrics"].get(name)) for name in names))
-        for base in summary["bases"]
-    ]
-    rows += [
-        (label, *(words.estimate(summary["metrics"][name].get(metric)) for metric in names))
-        for name, label in summary["labels"].items()
-    ]
+    rows = _of_metrics(summary, names)
     head = ("Variant", *(f"{short}{SPACE}/ {words.metric(short).unit}" for short in OF_GENERATIONS))
     return Table("Generated text", head, rows, note="Mean over seeds [95 % t-interval over seeds].")
 
@@ -343,14 +336,7 @@ def domain_tables(summary: Mapping[str, Any]) -> list[Table]:
         ]
         if not names:
             continue
-        rows = [
-            (_before(summary, base), *(words.significant(base["metrics"].get(name)) for name in names))
-            for base in summary["bases"]
-        ]
-        rows += [
-            (label, *(words.estimate(summary["metrics"][name].get(metric)) for metric in names))
-            for name, label in summary["labels"].items()
-        ]
+        rows = _of_metrics(summary, names)
         title = f"{short} on other held-out data, {words.metric(short).unit}"
         head = ("Variant", *(name.rpartition("/")[0] for name in names))
         made.append(
@@ -404,6 +390,18 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _of_metrics(summary: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return a row of the metrics for every untrained model and every variant."""
+    before = [
+        (_before(summary, base), *(words.significant(base["metrics"].get(name)) for name in names))
+        for base in summary["bases"]
+    ]
+    return before + [
+        (label, *(words.estimate(summary["metrics"][name].get(metric)) for metric in names))
+        for name, label in summary["labels"].items()
+    ]
 
 
 def _before(summary: Mapping[str, Any], base: Mapping[str, Any]) -> str:

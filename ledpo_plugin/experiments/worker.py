@@ -14,23 +14,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.checkpoints import set_aside_incomplete
+from ledpo_plugin.checkpoints import checkpoints_of, set_aside_incomplete
 from ledpo_plugin.run_record import read_record, recipe_hash
 from ledpo_plugin.usage import USAGE
 
-from .budget import COUNTED, Budget, overrun, share_missed, used
+from .budget import COUNTED, Budget, logged, overrun, share_missed, used
+from .checks import held_out_names
 from .definition import read_yaml
 from .files import read_json, read_lines, tail, write_json
 from .plan import JOB, RECIPE, TRAIN
-from .store import FORMAT, RESULT, Locked, held_out, is_finished, locked, now, write_state
+from .store import FORMAT, RESULT, Locked, is_finished, locked, now, write_state
 
 TRAINED, TRAIN_LOG, MEASURES = "trained.json", "train.log", "measures"
-
-
 STARTED = now()
 
 
@@ -48,7 +47,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def stock_command() -> list[str]:
+def stock_command() -> str:
     """Return the stock command of this environment.
 
     Raises:
@@ -58,7 +57,7 @@ def stock_command() -> list[str]:
     found = str(beside) if beside.is_file() else shutil.which("llamafactory-cli")
     if not found:
         raise RunFailed("llamafactory-cli is not installed here: pip install 'llamafactory>=0.9.5,<0.9.6'.")
-    return [found]
+    return found
 
 
 def main(folder: Path) -> int:
@@ -117,7 +116,7 @@ def _train(folder: Path, job: Mapping[str, Any], lock: int) -> None:
     environ = dict(os.environ)
     if job["processes"] > 1:
         environ |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(job["processes"])}
-    command = [*stock_command(), "train", str(folder / RECIPE)]
+    command = [stock_command(), "train", str(folder / RECIPE)]
     with (folder / TRAIN_LOG).open("ab") as log:
         log.write(f"\n[{now()}] {' '.join(command)}\n".encode())
         log.flush()
@@ -162,9 +161,9 @@ def _go_back_to_a_checkpoint(train: Path, recipe: Mapping[str, Any], budget: Bud
     set_aside_incomplete(str(train))
     for spoiled in train.glob("incomplete-*"):
         shutil.rmtree(spoiled)
-    checkpoints = checkpoints_of(train)
-    if checkpoints and _is_at_the_end(checkpoints[-1], recipe, budget):
-        shutil.rmtree(checkpoints.pop())
+    checkpoints = list(checkpoints_of(train).items())
+    if checkpoints and _is_at_the_end(*checkpoints[-1], recipe, budget):
+        shutil.rmtree(checkpoints.pop()[1])
     if not checkpoints:
         shutil.rmtree(train)
         return
@@ -172,20 +171,11 @@ def _go_back_to_a_checkpoint(train: Path, recipe: Mapping[str, Any], budget: Bud
         weights.unlink()  # of a training that was killed after its last step; the last step comes again
 
 
-def checkpoints_of(train: Path) -> list[Path]:
-    """Return a training's checkpoints, in the order of their steps."""
-    found = [path for path in train.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _is_at_the_end(checkpoint: Path, recipe: Mapping[str, Any], budget: Budget) -> bool:
+def _is_at_the_end(step: int, checkpoint: Path, recipe: Mapping[str, Any], budget: Budget) -> bool:
     if budget.unit in COUNTED:
-        return int(checkpoint.name.removeprefix("checkpoint-")) >= recipe["max_steps"]
-    rows = _training_log(checkpoint)
-    last = rows[-1] if rows else {}
-    if budget.unit == "flops":
-        return last.get("flops", 0) >= budget.amount
-    return last.get("policy_tokens", 0) + last.get("reference_tokens", 0) >= budget.amount
+        return step >= recipe["max_steps"]
+    rows = [row for row in _training_log(checkpoint) if "flops" in row]
+    return bool(rows) and logged(budget.unit, rows[-1]) >= budget.amount
 
 
 def _training_log(folder: Path) -> list[dict[str, Any]]:
@@ -202,11 +192,8 @@ def _finite(value: Any) -> Any:
 # ---- measuring
 
 
-def _logger(folder: Path) -> Callable[[str], None]:
-    def log(text: str) -> None:
-        print(f"[{now()}] {text}", flush=True)
-
-    return log
+def _log(text: str) -> None:
+    print(f"[{now()}] {text}", flush=True)
 
 
 def _use_one_device() -> None:
@@ -221,13 +208,13 @@ def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
 
     recipe = read_yaml(folder / RECIPE)
     write_state(folder, "measuring", STARTED)
-    measured = measure_base(recipe, folder / MEASURES, job["evaluation"], _logger(folder))
+    measured = measure_base(recipe, folder / MEASURES, job["evaluation"], _log)
     result = {
         "format": FORMAT,
         "base": folder.name,
         "model": recipe["model_name_or_path"],
         "ended": now(),
-        "provenance": provenance(recipe, held_out(job["evaluation"])),
+        "provenance": provenance(recipe, held_out_names(job["evaluation"])),
         **measured,
     }
     write_json(folder / RESULT, result)
@@ -239,7 +226,7 @@ def _measure(folder: Path, job: Mapping[str, Any]) -> None:
 
     recipe, train = read_yaml(folder / RECIPE), folder / TRAIN
     write_state(folder, "measuring", STARTED, total_steps=job.get("steps"))
-    measured = measure_run(recipe, train, folder / MEASURES, job["evaluation"], _logger(folder))
+    measured = measure_run(recipe, train, folder / MEASURES, job["evaluation"], _log)
     usage, record = read_json(train / USAGE), read_record(train)
     rows = _training_log(train)
     operations = {row["step"]: row.get("flops") for row in rows}
@@ -258,7 +245,7 @@ def _measure(folder: Path, job: Mapping[str, Any]) -> None:
         "resolved": record["resolved"],
         "started": record["started"],
         "ended": now(),
-        "provenance": provenance(recipe, held_out(job["evaluation"])),
+        "provenance": provenance(recipe, held_out_names(job["evaluation"])),
         "budget": {"unit": budget.unit, "amount": budget.amount, "used": used(budget, usage, recipe)},
         "usage": usage
         | {"measure_seconds": measured["measure_seconds"], "generated_tokens": measured["generated_tokens"]},
@@ -269,7 +256,7 @@ def _measure(folder: Path, job: Mapping[str, Any]) -> None:
     }
     write_json(folder / RESULT, result)
     if not job.get("keep_checkpoints"):
-        for checkpoint in checkpoints_of(train):
+        for checkpoint in checkpoints_of(train).values():
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
