@@ -300,5 +300,6 @@ def test_the_share_of_every_step_is_judged_from_the_log():
     assert share_missed(recipe, [{"step": 1, "sft_share": 0.25}, {"step": 2, "sft_share": 0.25}]) is None
     assert "0.5 at step 2" in share_missed(recipe, [{"step": 1, "sft_share": 0.25}, {"step": 2, "sft_share": 0.5}])
     assert "None at step 1" in share_missed(recipe, [{"step": 1}])
+    assert "no step was logged" in share_missed(recipe, [])
     assert share_missed({}, [{"step": 1}]) is None
     assert share_missed(recipe | {"sft_ratio_by": "tokens"}, [{"step": 1, "sft_share": 0.3}]) is None

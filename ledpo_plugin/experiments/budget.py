@@ -134,6 +134,8 @@ def share_missed(recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) ->
     ratio = recipe.get("sft_ratio") or 0
     if not ratio or recipe.get("sft_ratio_by") == "tokens":
         return None
+    if not log:
+        return f"no step was logged, so that nothing shows whether sft_ratio, {ratio:g}, was kept"
     for row in log:
         share = row.get("sft_share")
         if share is None or abs(share - ratio) > 1e-9:
