@@ -35,7 +35,7 @@ class Run:
             kind: `pairs` or `instructions`.
             dataset: its name.
         """
-        return _columns(_newest(self.folder / "measures", f"{kind}/{dataset}.json"))
+        return newest_columns(self.folder / "measures", f"{kind}/{dataset}.json")
 
     def generations(self) -> list[Mapping[str, Any]]:
         """Return the rows of the last generations: prompt, output, tokens, ended."""
@@ -189,6 +189,11 @@ def _yaml(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def newest_columns(measures: Path, name: str) -> dict[str, np.ndarray] | None:
+    """Return the columns [N] of the last checkpoint that has a file of this name; None where there is none."""
+    return _columns(_newest(measures, name))
 
 
 def _newest(measures: Path, name: str) -> Path | None:

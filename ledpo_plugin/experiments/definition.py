@@ -59,6 +59,7 @@ class Experiment:
     prepare: str | None
     seconds_per_run: float | None
     keep_checkpoints: bool
+    study: Mapping[str, Any] | None  # what is asked of the trained models, once all runs are finished
     raw: Mapping[str, Any]  # experiment.yaml, with the profile's part under "profile"
 
     def variant(self, name: str) -> Variant:

@@ -14,7 +14,20 @@ from .launchers import Launcher, Task
 from .measure import base_key
 from .plan import Run
 from .progress import Progress
-from .store import BASE, WORKER_LOG, Locked, ResultsError, is_finished, locked, open_results, state_of, write_run
+from .store import (
+    BASE,
+    WORKER_LOG,
+    Locked,
+    ResultsError,
+    is_finished,
+    locked,
+    open_results,
+    read_results,
+    runs_in,
+    state_of,
+    write_part,
+    write_run,
+)
 
 POLL = 0.3  # seconds
 
@@ -72,14 +85,39 @@ def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launche
         write_run(run, {"kind": "base", "evaluation": dict(experiment.evaluation), "cwd": str(Path.cwd())})
     for run in open_runs.values():
         write_run(run, job_of(experiment, run))
-    waiting = [Task(name, run.folder, experiment.resources) for name, run in (open_bases | open_runs).items()]
-    everything = open_bases | open_runs
+    tasks = [Task(name, run.folder, experiment.resources) for name, run in (open_bases | open_runs).items()]
     progress = Progress(runs, launcher.slots, experiment.seconds_per_run)
     kept = len(runs) - len(open_runs)
     progress.note(
-        f"{results}: {len(runs)} runs, {kept} finished before; up to {min(launcher.slots, max(1, len(waiting)))} "
+        f"{results}: {len(runs)} runs, {kept} finished before; up to {min(launcher.slots, max(1, len(tasks)))} "
         f"side by side."
     )
+    done = _finish(experiment, results, tasks, launcher, progress)
+    if experiment.study is not None:
+        done = _study(experiment, results, launcher, progress) and done
+    return done
+
+
+def _study(experiment: Experiment, results: Path, launcher: Launcher, progress: Progress) -> bool:
+    """Ask the finished runs what the study asks; return whether all of it could be done."""
+    from eval_harness.studies import study_of
+
+    done = True
+    trained = [run for run in runs_in(results, read_results(results)["recipes"]) if is_finished(run.folder)]
+    for parts in study_of(experiment.study["kind"]).stages(experiment, results, trained):
+        for part in parts:
+            write_part(part.folder, part.job)
+        tasks = [Task(part.name, part.folder, experiment.resources) for part in parts if not is_finished(part.folder)]
+        progress.note(f"study: {len(parts)} parts, {len(parts) - len(tasks)} finished before.")
+        done = _finish(experiment, results, tasks, launcher, progress) and done
+    return done
+
+
+def _finish(
+    experiment: Experiment, results: Path, tasks: Sequence[Task], launcher: Launcher, progress: Progress
+) -> bool:
+    """Start the tasks as there is room, until all have ended; return whether all of them have their result."""
+    waiting, folders = list(tasks), {task.name: task.folder for task in tasks}
     at_work: set[str] = set()
     failed: set[str] = set()
     try:
@@ -97,11 +135,11 @@ def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launche
             time.sleep(POLL)
             for name, status in launcher.finished().items():
                 at_work.discard(name)
-                if is_finished(everything[name].folder):
+                if is_finished(folders[name]):
                     progress.note(f"finished {name}")
                 else:
                     failed.add(name)
-                    progress.note(_failure(name, everything[name].folder, status))
+                    progress.note(_failure(name, folders[name], status))
             progress.show(at_work)
     finally:
         launcher.stop()

@@ -142,7 +142,7 @@ def _values_plot(summary: Mapping[str, Any]) -> Plot | None:
     if not rows:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(height=1.0 + 0.44 * len(rows))
+        figure, axes = new_panel(height=1.0 + 0.44 * len(rows))
         for place, name in enumerate(rows):
             found = summary["metrics"][name][primary]
             finals = [run["final"].get(primary) for run in summary["runs"] if run["variant"] == name and run["final"]]
@@ -151,11 +151,11 @@ def _values_plot(summary: Mapping[str, Any]) -> Plot | None:
             axes.plot(
                 values, offsets, linestyle="", marker="o", markersize=3.5, markerfacecolor="white", color="#555555"
             )
-            _interval(axes, found, place - 0.05, styles[name])
+            interval_mark(axes, found, place - 0.05, styles[name])
         for base in summary["bases"]:
             if base["metrics"].get(primary) is not None:
                 axes.axvline(base["metrics"][primary], color="#555555", linestyle=":", linewidth=1.2)
-        _categories(axes, [summary["labels"][name] for name in rows])
+        categories(axes, [summary["labels"][name] for name in rows])
         axes.set_xlabel(_axis_name(primary).replace(" / ", "\n/ "))
         key = [
             Line2D([], [], color="black", marker="o", label="mean, 95 % interval over seeds"),
@@ -163,10 +163,10 @@ def _values_plot(summary: Mapping[str, Any]) -> Plot | None:
         ]
         if summary["bases"]:
             key.append(Line2D([], [], color="#555555", linestyle=":", label="before training"))
-        _legend(figure, key, columns=2)
+        key_above(figure, key, columns=2)
         caption = f"{primary} of every variant; larger marks: means, small circles: seeds, dotted: before training."
         alt = f"Dot plot of {primary} by variant with 95 percent intervals; the numbers are in the table of results."
-        return Plot("values", _svg(figure, "values", alt), caption, alt)
+        return Plot("values", as_svg(figure, "values", alt), caption, alt)
 
 
 def _differences_plot(summary: Mapping[str, Any]) -> Plot | None:
@@ -179,22 +179,22 @@ def _differences_plot(summary: Mapping[str, Any]) -> Plot | None:
         return None
     styles = looks(list(summary["labels"]))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(height=1.0 + 0.44 * len(rows))
+        figure, axes = new_panel(height=1.0 + 0.44 * len(rows))
         axes.axvline(0, color="black", linewidth=0.9)
         for place, row in enumerate(rows):
-            _interval(axes, row["difference"], place - 0.12, styles[row["variant"]])
+            interval_mark(axes, row["difference"], place - 0.12, styles[row["variant"]])
             items = row.get("items") or {}
             if items.get("low") is not None:
                 line = [items["low"], items["high"]], [place + 0.2, place + 0.2]
                 axes.plot(*line, color="#555555", linestyle=(0, (2, 1)), linewidth=1.2, marker="|", markersize=5)
-        _categories(axes, [f"{row['label']} − {row['against_label']}" for row in rows])
+        categories(axes, [f"{row['label']} − {row['against_label']}" for row in rows])
         axes.set_xlabel(f"difference in {_axis_name(summary['primary'])}".replace(" / ", "\n/ "))
         key = [Line2D([], [], color="black", marker="o", label="over seeds")]
         key += [Line2D([], [], color="#555555", linestyle=(0, (2, 1)), marker="|", label="over held-out items")]
-        _legend(figure, key, columns=2)
+        key_above(figure, key, columns=2)
         caption = f"Differences in {summary['primary']}, with 95 % intervals over seeds and over held-out items."
         alt = f"Interval plot of differences in {summary['primary']}; the numbers are in the table of comparisons."
-        return Plot("differences", _svg(figure, "differences", alt), caption, alt)
+        return Plot("differences", as_svg(figure, "differences", alt), caption, alt)
 
 
 def _measured_plot(summary: Mapping[str, Any], name: str, axis: str) -> Plot | None:
@@ -204,7 +204,7 @@ def _measured_plot(summary: Mapping[str, Any], name: str, axis: str) -> Plot | N
     factor, unit = _flops_unit(found) if axis == "flops" else (1.0, "optimizer steps")
     where = "compute / " + unit if axis == "flops" else "training / " + unit
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = new_panel()
         for key, curve in found.items():
             x = [None if value is None else value / factor for value in curve[axis]]
             _band(axes, x, curve, looks(list(summary["labels"]))[key], marks=True)
@@ -228,12 +228,12 @@ def _measured_plot(summary: Mapping[str, Any], name: str, axis: str) -> Plot | N
                     )
         axes.set_xlabel(where)
         axes.set_ylabel(_axis_name(name).replace(" / ", "\n/ "))
-        _legend(figure, _key(summary, found, marks=True))
+        key_above(figure, _key(summary, found, marks=True))
         against = "FLOPs" if axis == "flops" else "steps"
         caption = f"{name} against {against}: mean and, shaded, least to greatest over seeds."
         alt = f"Line plot of {name} against {against}, a line per variant with a band over seeds."
         panel = f"{'flops' if axis == 'flops' else 'steps'}-{list(summary['curves']['measured']).index(name)}"
-        return Plot(panel, _svg(figure, panel, alt), caption, alt)
+        return Plot(panel, as_svg(figure, panel, alt), caption, alt)
 
 
 def _training_plot(
@@ -251,7 +251,7 @@ def _training_plot(
     size = -(-max(len(curve["step"]) for curve in found.values()) // POINTS)
     found = {name: binned(curve, size) for name, curve in found.items()}
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = new_panel()
         for name, curve in found.items():
             _band(axes, curve["step"], curve, looks(list(summary["labels"]))[name], marks=True, shade=not log)
         if log and _wide([value for curve in found.values() for value in curve["mean"]]):
@@ -260,19 +260,19 @@ def _training_plot(
             axes.yaxis.set_minor_formatter(FuncFormatter(_two_or_five))
         axes.set_xlabel("training / optimizer steps")
         axes.set_ylabel(title)
-        _legend(figure, _key(summary, found))
+        key_above(figure, _key(summary, found))
         what = title.partition(" /")[0]
         of = f" of {size} logged steps," if size > 1 else ""
         band = "." if log else " and, shaded, least to greatest."
         caption = f"{what[0].upper()}{what[1:]}: mean{of} over seeds{band}"
         alt = f"Line plot of {what} against optimizer steps, a line per variant."
-        return Plot(panel, _svg(figure, panel, alt), caption, alt)
+        return Plot(panel, as_svg(figure, panel, alt), caption, alt)
 
 
 def _loss_plot(summary: Mapping[str, Any], name: str, curve: Mapping[str, Any], panel: str) -> Plot:
     label = summary["labels"][name]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(*SMALL)
+        figure, axes = new_panel(*SMALL)
         _band(axes, curve["step"], curve, looks(list(summary["labels"]))[name])
         runs = summary["stability"][name]["runs"]
         places = dict(zip(curve["step"], curve["greatest"], strict=True))
@@ -284,7 +284,7 @@ def _loss_plot(summary: Mapping[str, Any], name: str, curve: Mapping[str, Any], 
         axes.set_ylabel("training loss")
         alt = f"Line plot of the training loss of {label} against optimizer steps."
         return Plot(
-            panel, _svg(figure, panel, alt), f"Training loss of {label}." + " × marks a spike." * bool(spiked), alt
+            panel, as_svg(figure, panel, alt), f"Training loss of {label}." + " × marks a spike." * bool(spiked), alt
         )
 
 
@@ -294,7 +294,7 @@ def _beta_training_plot(summary: Mapping[str, Any]) -> Plot | None:
     if not found:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = new_panel()
         for name, curve in found.items():
             look = looks(list(summary["labels"]))[name]
             low, high = (training[key].get(name) for key in ("beta/q10", "beta/q90"))
@@ -305,10 +305,10 @@ def _beta_training_plot(summary: Mapping[str, Any]) -> Plot | None:
             axes.plot(curve["step"], curve["mean"], **_line(look), **_marks(look, len(curve["step"])))
         axes.set_xlabel("training / optimizer steps")
         axes.set_ylabel("beta")
-        _legend(figure, _key(summary, found, marks=True))
+        key_above(figure, _key(summary, found, marks=True))
         caption = "Beta of the training examples: mean over seeds and, between thin lines, its 10 % to 90 % quantiles."
         alt = "Line plot of beta against optimizer steps with a band from the 10 to the 90 percent quantile."
-        return Plot("beta-training", _svg(figure, "beta-training", alt), caption, alt)
+        return Plot("beta-training", as_svg(figure, "beta-training", alt), caption, alt)
 
 
 def _beta_distribution_plot(summary: Mapping[str, Any]) -> Plot | None:
@@ -316,17 +316,17 @@ def _beta_distribution_plot(summary: Mapping[str, Any]) -> Plot | None:
     if not found:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel()
+        figure, axes = new_panel()
         for name, row in found.items():
             look = looks(list(summary["labels"]))[name]
             share = [100 * i / (len(row["quantiles"]) - 1) for i in range(len(row["quantiles"]))]
             axes.plot(row["quantiles"], share, **_line(look), **_marks(look, len(share)))
         axes.set_xlabel("beta of held-out prompts")
         axes.set_ylabel("share of prompts with less / %")
-        _legend(figure, _key(summary, found, marks=True))
+        key_above(figure, _key(summary, found, marks=True))
         caption = "Distribution of beta over the held-out prompts of all seeds."
         alt = "Cumulative distribution of beta on held-out prompts, a line per variant."
-        return Plot("beta-heldout", _svg(figure, "beta-heldout", alt), caption, alt)
+        return Plot("beta-heldout", as_svg(figure, "beta-heldout", alt), caption, alt)
 
 
 def _scatter_plot(summary: Mapping[str, Any], name: str, panel: str) -> Plot | None:
@@ -335,7 +335,7 @@ def _scatter_plot(summary: Mapping[str, Any], name: str, panel: str) -> Plot | N
     if not dots:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(*SMALL)
+        figure, axes = new_panel(*SMALL)
         look = looks(list(summary["labels"]))[name]
         axes.axvline(0, color="black", linewidth=0.6)
         axes.plot(*zip(*dots, strict=True), ls="", marker=look.marker, markersize=4, color=look.colour,
@@ -345,13 +345,14 @@ def _scatter_plot(summary: Mapping[str, Any], name: str, panel: str) -> Plot | N
         axes.set_ylabel("beta")
         alt = f"Scatter plot of beta against the beta-free margin of held-out pairs, {label}."
         caption = f"Beta against margin of the held-out pairs, {label}, first seed."
-        return Plot(panel, _svg(figure, panel, alt), caption, alt)
+        return Plot(panel, as_svg(figure, panel, alt), caption, alt)
 
 
 # ---- parts of panels
 
 
-def _panel(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+def new_panel(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Return an empty figure and its axes; draw under `rc_context(STYLE)`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
@@ -385,13 +386,15 @@ def _two_or_five(value: float, _: Any) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def _interval(axes: Axes, found: Mapping[str, Any], place: float, look: Look) -> None:
+def interval_mark(axes: Axes, found: Mapping[str, Any], place: float, look: Look) -> None:
+    """Draw a mean and its interval (`mean`, `low`, `high`) as one row of a panel."""
     if found["low"] is not None:
         axes.plot([found["low"], found["high"]], [place, place], color=look.colour, marker="|", markersize=7)
     axes.plot([found["mean"]], [place], color=look.colour, marker=look.marker, markersize=7)
 
 
-def _categories(axes: Axes, names: Sequence[str]) -> None:
+def categories(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel, the first on top."""
     axes.set_yticks(range(len(names)), [textwrap.fill(name, 20) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -407,7 +410,7 @@ def _key(summary: Mapping[str, Any], names: Any, marks: bool = True) -> list[Lin
     ]
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D], columns: int | None = None) -> None:
+def key_above(figure: Figure, handles: Sequence[Line2D], columns: int | None = None) -> None:
     """Put the key above the panel, where it covers nothing, and make the image taller by it."""
     labels = [
         handle.get_label() if not handle.get_label().startswith("_") else f" {handle.get_label()}" for handle in handles
@@ -438,7 +441,7 @@ _TAG = re.compile(r"<[^>]*>")
 _ID = re.compile(r'\bid="([^"]+)"')
 
 
-def _svg(figure: Figure, panel: str, alt: str) -> str:
+def as_svg(figure: Figure, panel: str, alt: str) -> str:
     """Return the figure as an SVG element to stand in a page: small, with ids of its own, and with a name."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": panel}), warnings.catch_warnings():

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from eval_harness.studies.checks import check_study
 from ledpo_plugin._recipe_problem import Problem, unknown
 
 from .budget import COUNTED, UNITS, Budget
@@ -28,6 +29,7 @@ OF_PROFILE = (
     "evaluation",
     "seconds_per_run",
     "keep_checkpoints",
+    "study",
 )
 OF_EVALUATION = ("pairs", "instructions", "generations", "primary", "secondary", "target")
 OF_GENERATIONS = ("prompts", "count", "max_new_tokens")
@@ -122,6 +124,9 @@ def examine(
     if budget is not None:
         check_budget(variants, budget, parts, resources.processes, found)
     check_data(variants, evaluation, where, with_files, found)
+    study = own.get("study")
+    if study is not None:
+        study = check_study(study, f"{where}.study", folder, variants, seeds, with_files, found)
     if found.problems:
         return None, found.problems
     return (
@@ -143,6 +148,7 @@ def examine(
             prepare=own.get("prepare"),
             seconds_per_run=seconds,
             keep_checkpoints=keep,
+            study=study,
             raw={**{key: value for key, value in top.items() if key != "profiles"}, "profile": own},
         ),
         [],

@@ -8,7 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .collected import collect
+from .blocks import Section
+from .collected import Collected, collect
 from .files import write_text
 from .plain_text import fenced, markdown, visible
 from .sections import sections
@@ -42,7 +43,7 @@ def write_report(
         "profile": str(definition.get("profile_name") or ""),
         "question": str(definition.get("question") or ""),
         "date": (summary["date"] or "")[:10] or "no run has finished",
-        "sections": sections(found, summary, samples),
+        "sections": [*study_sections(found), *sections(found, summary, samples)],
     }
     texts = {
         HTML: _environment(html=True).get_template("report.html.j2").render(page),
@@ -52,6 +53,16 @@ def write_report(
     for name, text in texts.items():
         write_text(Path(results) / name, text)
     return [Path(results) / name for name in texts]
+
+
+def study_sections(found: Collected) -> list[Section]:
+    """Return what the report shows of the experiment's study; nothing where it has none."""
+    study = found.profile.get("study")
+    if not study:
+        return []
+    from eval_harness.studies import study_of
+
+    return study_of(study["kind"]).sections(found)
 
 
 def _environment(*, html: bool) -> Environment:

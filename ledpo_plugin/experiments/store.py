@@ -1,6 +1,7 @@
 """The results folder: what it is of, the state of each run, and what must not be overwritten."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,6 +163,14 @@ def write_run(run: Run, job: Mapping[str, Any]) -> None:
     """Write what a run is to do into its folder."""
     write_text(run.folder / RECIPE, yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True))
     write_json(run.folder / JOB, job)
+
+
+def write_part(folder: Path, job: Mapping[str, Any]) -> None:
+    """Write what a part of a study is to do into its folder; a result of something else is removed first."""
+    job = json.loads(json.dumps(job))  # as it will be read again
+    if read_json(folder / JOB) != job:
+        (folder / RESULT).unlink(missing_ok=True)
+    write_json(folder / JOB, job)
 
 
 def write_state(folder: Path, phase: str, started: str, **facts: Any) -> None:

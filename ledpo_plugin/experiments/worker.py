@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ledpo_plugin.checkpoints import checkpoints_of, set_aside_incomplete
-from ledpo_plugin.run_record import read_record, recipe_hash
+from ledpo_plugin.run_record import package_versions, read_record, recipe_hash
 from ledpo_plugin.usage import USAGE
 
 from .budget import COUNTED, Budget, logged, overrun, share_missed, used
@@ -86,6 +86,9 @@ def _finish(folder: Path, job: Mapping[str, Any], lock: int) -> int:
         if job["kind"] == "base":
             _use_one_device()
             _measure_base(folder, job)
+        elif job["kind"] == "study":
+            _use_one_device()
+            _study(folder, job)
         else:
             _train(folder, job, lock)
             _use_one_device()
@@ -218,6 +221,17 @@ def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
         **measured,
     }
     write_json(folder / RESULT, result)
+
+
+def _study(folder: Path, job: Mapping[str, Any]) -> None:
+    from eval_harness.studies import study_of
+
+    from .provenance import git_state, hardware
+
+    write_state(folder, "measuring", STARTED)
+    found = study_of(job["study"]).work(folder, job, _log)
+    made = {"versions": package_versions(), "hardware": hardware(), "git": git_state(Path.cwd())}
+    write_json(folder / RESULT, {"format": FORMAT, "ended": now(), "provenance": made, **found})
 
 
 def _measure(folder: Path, job: Mapping[str, Any]) -> None:

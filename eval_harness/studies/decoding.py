@@ -1,0 +1,184 @@
+"""Experiment five of the plan: which decoding is best for a trained model, and whether training changes the answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ledpo_plugin.experiments.definition import Experiment
+from ledpo_plugin.experiments.files import write_json
+from ledpo_plugin.experiments.plan import Run
+
+from .checks import Given, judge_files
+from .judged import judge, pairs_of
+from .methods import check_decoding, check_serve
+from .outputs import BATCH, OUTPUTS, read_outputs, read_prompts, score
+from .parts import Part, chosen_runs, digest, finished, model_of, part
+from .prompts import write_prompts
+
+KEYS = ("decodings", "baseline", "samples", "reward", "repeats", "serve")
+NEEDED = ("decodings", "baseline")
+SEED = 1  # of the first sample; the others count on from it
+
+
+def check(given: Given) -> None:
+    """Say what is wrong with the study's own keys."""
+    study, where, found = given.study, given.where, given.found
+    decodings = found.mapping(study.get("decodings") or {}, f"{where}.decodings")
+    for name, settings in decodings.items():
+        check_decoding(given, f"decodings.{name}", settings)
+    if decodings and study.get("baseline") not in decodings:
+        why = "what the others are compared with is none of the decodings"
+        found.say(f"{where}.baseline", study.get("baseline"), why, f"name one of {', '.join(decodings)}")
+    for key in ("samples", "repeats"):
+        if study.get(key) is not None:
+            found.number(study[key], f"{where}.{key}")
+    if study.get("reward") is not None:
+        given.variant("reward", study["reward"])
+    check_serve(given)
+
+
+def key_of(model: str, decoding: str, sample: int) -> str:
+    """Return what the answers of a model under a decoding are called, as a name of a file, too."""
+    return f"{model}.{decoding}.{sample}"
+
+
+def samples_of(study: Mapping[str, Any], settings: Mapping[str, Any]) -> range:
+    """Return the numbers of a decoding's samples: one where nothing is drawn."""
+    from eval_harness.generation import read_decoding
+
+    return range((study.get("samples") or 1) if read_decoding(settings).samples else 1)
+
+
+def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterator[list[Part]]:
+    """Yield the parts: answers of every model under every decoding; judges and likelihoods; what they add up to."""
+    study = experiment.study
+    runs = chosen_runs(experiment, runs)
+    if not runs:
+        return
+    prompts = write_prompts(experiment, results)
+    common = prompts | {"batch_size": study.get("batch_size") or BATCH}
+    models = {model["model"]: model for model in map(model_of, runs)}
+    told = common | {
+        "decodings": {name: dict(settings) for name, settings in study["decodings"].items()},
+        "samples": study.get("samples") or 1,
+        "max_new_tokens": study["max_new_tokens"],
+    }
+    answers = {name: part(experiment, results, "decode", name, model=model, **told) for name, model in models.items()}
+    yield list(answers.values())
+    made = {name: finished(own) for name, own in answers.items() if finished(own)}
+    if not made:
+        return
+    outputs = {
+        key: str((answers[name].folder / "outputs" / key).absolute())
+        for name, result in made.items()
+        for key in result["outputs"]
+    }
+    hashes = {key: sha for result in made.values() for key, sha in result["outputs"].items()}
+    asked = common | {
+        "outputs": outputs,
+        "outputs_sha256": hashes,
+        "models": [models[name] for name in made],
+        "decodings": told["decodings"],
+        "baseline": study["baseline"],
+        "against": experiment.baseline,
+    }
+    parts = [
+        part(
+            experiment, results, "judge", path.stem, judge_file=str(path.absolute()), judge=path.read_text("utf-8"),
+            repeats=study.get("repeats") or 1, judge_prompts=study.get("judge_prompts"),
+            serve=(study.get("serve") or {}).get(path.stem), **asked,
+        )
+        for path in judge_files(study, experiment.folder)
+    ]  # fmt: skip
+    by = next((run for run in runs if run.variant == study.get("reward")), None)
+    if by is not None:
+        parts.append(part(experiment, results, "likelihoods", by.variant, by=model_of(by), **asked))
+    yield parts
+    done = {own.name: str(own.folder.absolute()) for own in parts if finished(own)}
+    ended = {own.name: finished(own)["ended"] for own in parts if finished(own)}
+    speeds = {key: row for result in made.values() for key, row in result["speed"].items()}
+    left_out = {name: result["left_out"] for name, result in made.items() if result["left_out"]}
+    yield [part(experiment, results, "summary", "all", parts=done, ended=ended, speeds=speeds, left_out=left_out,
+                **asked)]  # fmt: skip
+
+
+def work(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
+    """Do one part in its folder and return its result."""
+    if job["part"] == "decode":
+        return _decode(folder, job, log)
+    if job["part"] == "likelihoods":
+        return score(folder, job, log)
+    if job["part"] == "judge":
+        return judge(folder, job, comparisons(job), log)
+    from .decoding_tables import summary
+
+    return summary(job, log)
+
+
+def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
+    """Have one model answer all prompts under every decoding; what is there already is kept."""
+    from eval_harness.generation import generate, load, read_decoding
+
+    model = job["model"]
+    loaded = load(**model["load"])
+    prompts = [row["prompt"] for row in read_prompts(job)]
+    found: dict[str, str] = {}
+    speed: dict[str, dict[str, float]] = {}
+    left_out = []
+    for name, settings in job["decodings"].items():
+        decoding = read_decoding(settings)
+        if decoding.adaptive and loaded.beta is None:
+            left_out.append(name)
+            log(f"{model['model']}: {name} is left out, as this model has no beta(x)")
+            continue
+        for sample in samples_of(job, settings):
+            key = key_of(model["model"], name, sample)
+            place = folder / "outputs" / key
+            rows = generate(
+                loaded, prompts, decoding, seed=SEED + sample, max_new_tokens=job["max_new_tokens"],
+                batch_size=job["batch_size"], folder=place / "batches",
+            )  # fmt: skip
+            rows = [{**row, "generator": key} for row in rows]
+            write_json(place / OUTPUTS, rows)
+            found[key] = digest(rows)
+            seconds = sum(row["seconds"] for row in rows)
+            tokens = sum(row["tokens"] for row in rows)
+            speed[key] = {"seconds": seconds, "tokens": tokens}
+            log(f"{key}: {tokens} tokens in {seconds:.1f} s")
+    return {"model": model, "n": len(prompts), "outputs": found, "speed": speed, "left_out": left_out}
+
+
+def comparisons(job: Mapping[str, Any]) -> list[Any]:
+    """Return what a judge compares: each decoding with the baseline's, and each variant with the baseline variant.
+
+    First samples only: more of them would cost as much again and tell little more about a judge's taste.
+    """
+    items = []
+    for first, second in compared(job):
+        ours, theirs = (read_outputs(Path(job["outputs"][key]))[: job["judge_prompts"]] for key in (first, second))
+        items += pairs_of(first, ours, second, theirs)
+    return items
+
+
+def compared(job: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs of answers' names that judges compare: (what is compared with, what is compared)."""
+    found = []
+    for model in job["models"]:
+        base = key_of(model["model"], job["baseline"], 0)
+        for name in job["decodings"]:
+            own = key_of(model["model"], name, 0)
+            if own != base and own in job["outputs"] and base in job["outputs"]:
+                found.append((base, own))
+    for first in (model for model in job["models"] if model["variant"] == job["against"]):
+        for second in (model for model in job["models"] if model["variant"] != job["against"]):
+            if first["seed"] == second["seed"]:
+                keys = [(key_of(first["model"], n, 0), key_of(second["model"], n, 0)) for n in job["decodings"]]
+                found += [pair for pair in keys if all(key in job["outputs"] for key in pair)]
+    return found
+
+
+def sections(found: Any) -> list[Any]:
+    """Return what the report shows of the study."""
+    from .decoding_report import report
+
+    return report(found)

@@ -1,0 +1,172 @@
+"""The report's part on decoding: every setting, quality against diversity, kinds of prompts, and what to use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ledpo_plugin.experiments import words
+from ledpo_plugin.experiments.blocks import Paragraph, Plots, Section, Table, Terms
+from ledpo_plugin.experiments.collected import Collected
+
+from .decoding_plots import front_plot, setting_plots
+from .shown import cell, labels_of, named, reasons, result_of
+
+QUALITY = ("win rate", "implicit reward", "accuracy")
+
+
+def report(found: Collected) -> list[Section]:
+    """Return the sections, the answer first; nothing where the study did not come to its end."""
+    result = result_of(found, "summary")
+    if result is None:
+        return []
+    names = labels_of(found, result["models"])
+    made = [
+        Section("decoding-answer", "Which decoding is best", _answer(result, names)),
+        _settings(result, names),
+        _kinds(result, names),
+        _best(result, names),
+        _trained(result, names),
+        _judges(result),
+        Section("decoding-terms", "What was decoded how", [_decodings(result), Terms(_terms(result))]),
+    ]
+    return [section for section in made if section and section.blocks]
+
+
+def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
+    blocks: list[Any] = []
+    for model, label in names.items():
+        for metric in QUALITY:
+            row = named(result["best"], model=model, group="all prompts", metric=metric)
+            if row:
+                blocks.append(Paragraph(f"{label}: {_best_words(row)}", "answer"))
+    for model, left_out in result["left_out"].items():
+        text = f"{names[model]} has no beta(x), so that {', '.join(left_out)} could not be run with it."
+        blocks.append(Paragraph(text))
+    return blocks
+
+
+def _best_words(row: Mapping[str, Any]) -> str:
+    text = f"by {row['metric']} ({words.count(row['n'], 'prompt')}), {row['best']} is highest "
+    text += f"({words.significant(row['value'])})"
+    if not row["not_worse"]:
+        return f"{text} and better than every other setting (95 % intervals of the differences leave out 0)."
+    if not row["worse"]:
+        return f"{text}, and no setting is shown to be worse: the intervals of all differences hold 0."
+    return f"{text}; shown to be worse: {', '.join(row['worse'])}. The others cannot be told from it."
+
+
+def _settings(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
+    blocks: list[Any] = []
+    for model, label in names.items():
+        own = [row for row in result["settings"] if row["model"] == model]
+        if not own:
+            continue
+        metrics = [m for m in result["metrics"] if any(_value(row["figures"], m) is not None for row in own)]
+        rows = [
+            (
+                row["decoding"],
+                *(cell(named(row["figures"], name=metric)) for metric in metrics),
+                words.significant(row["speed"]["tokens_per_second"]),
+            )
+            for row in own
+        ]
+        shown = [named(row["figures"], name=metric) for row in own for metric in metrics]
+        note = (
+            "Mean over prompts [95 % bootstrap interval over prompts]; several samples of a prompt are averaged first. "
+            f"Win rates are against {result['baseline']} of the same model." + reasons(shown)
+        )
+        blocks.append(Table(f"Every setting, {label}", ("Setting", *metrics, "tokens a second"), rows, note=note))
+        plots = [plot for plot in (front_plot(result, model, label), *setting_plots(result, model, label)) if plot]
+        blocks += [Plots(plots)] if plots else []
+    return Section("decoding-settings", "Quality, diversity, typicality and speed", blocks)
+
+
+def _value(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    return (named(rows, name=metric) or {"value": None})["value"]
+
+
+def _kinds(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
+    blocks: list[Any] = []
+    for model, label in names.items():
+        own = [row for row in result["settings"] if row["model"] == model]
+        for metric in QUALITY:
+            for kind, groups in result["kinds"].items():
+                rows = [
+                    (row["decoding"], *(cell(named(row["by"][kind][group], name=metric)) for group in groups))
+                    for row in own
+                ]
+                if any(text != words.NONE for row in rows for text in row[1:]):
+                    head = ("Setting", *(f"{group} (n = {n})" for group, n in groups.items()))
+                    blocks.append(Table(f"{metric} by {kind}, {label}", head, rows))
+    note = "Low, middle and high are thirds of the prompts. Difficulty: how unlikely the data's own answer is to the "
+    blocks.append(Paragraph(note + "untrained model, per token."))
+    return Section("decoding-kinds", "By task, length and difficulty", blocks)
+
+
+def _best(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
+    rows = [
+        (
+            names[row["model"]],
+            row["group"],
+            row["metric"],
+            str(row["n"]),
+            row["best"],
+            words.significant(row["value"]),
+            ", ".join(row["not_worse"]) or words.NONE,
+        )
+        for row in result["best"]
+    ]
+    table = Table(
+        "Recommended settings", ("Model", "Prompts", "By", "n", "Highest", "Value", "Not shown to be worse"), rows,
+        text_columns=(1, 2, 4, 6),
+        note="The highest mean, and the settings whose paired difference to it has a 95 % interval (over prompts, not "
+        "corrected for the number of settings) that holds 0. Where nearly all settings are there, any will do as far "
+        "as these prompts can tell.",
+    )  # fmt: skip
+    return Section("decoding-best", "What to use", [table])
+
+
+def _trained(result: Mapping[str, Any], names: Mapping[str, str]) -> Section | None:
+    if not result["trained"]:
+        return None
+    rows, shown = [], []
+    for row in result["trained"]:
+        rates = [named(own, name="win_rate", interval="bootstrap") for own in row["win_rates"]]
+        shown += [*row["differences"], *rates]
+        models = f"{names[row['model']]} − {names[row['against']]}"
+        won = "; ".join(map(cell, rates)) or words.NONE
+        rows.append((models, row["decoding"], won, *(cell(own, True) for own in row["differences"])))
+    metrics = [own["name"] for own in result["trained"][0]["differences"]]
+    table = Table(
+        "The same decoding, trained differently", ("Models", "Setting", "Win rate", *metrics), rows, text_columns=(1,),
+        note="Differences of means over prompts [95 % bootstrap interval], win rate of the first model over the second."
+        + reasons(shown),
+    )  # fmt: skip
+    return Section("decoding-trained", "Does training change which decoding to use", [table])
+
+
+def _judges(result: Mapping[str, Any]) -> Section | None:
+    rows, shown = [], []
+    for own in result["judges"]:
+        position = [named(own["position"], name=key) for key in ("parsed", "first_position", "swap_consistency")]
+        length = [named(own["length"], name=key) for key in ("longer_preferred", "length_log_odds")]
+        shown += [*position, *length]
+        rows.append((own["judge"], f"{position[0]['n']:,}", *map(cell, [*position, *length])))
+    if not rows:
+        return None
+    head = ("Judge", "Verdicts", "Understood", "First position", "Same in both orders", "Longer preferred",
+            "Log-odds of length")  # fmt: skip
+    table = Table("What the judges are worth", head, rows, note="Both orders of every comparison." + reasons(shown))
+    return Section("decoding-judges", "Judges", [table])
+
+
+def _decodings(result: Mapping[str, Any]) -> Table:
+    rows = [
+        (name, ", ".join(f"{key} {value}" for key, value in settings.items()))
+        for name, settings in result["decodings"].items()
+    ]
+    return Table("Settings", ("Setting", "Keys"), rows, text_columns=(1,))
+
+
+def _terms(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    better = {1: "", -1: "; less is better", 0: "; neither more nor less is better in itself"}
+    return [(name, own["meaning"] + better[own["better"]]) for name, own in result["metrics"].items()]

@@ -1,0 +1,60 @@
+"""Figures of a study as cells of a report's tables, and what its plots have in common."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ledpo_plugin.experiments import words
+from ledpo_plugin.experiments.collected import Collected
+from ledpo_plugin.experiments.files import read_json
+from ledpo_plugin.experiments.store import RESULT
+
+from .parts import FOLDER, START
+
+BEFORE = "before training"
+
+
+def result_of(found: Collected, part: str, name: str = "all") -> dict[str, Any] | None:
+    """Return the result of a part; None where it has none."""
+    result = read_json(Path(found.folder) / FOLDER / part / name / RESULT)
+    return result if isinstance(result, dict) else None
+
+
+def results_of(found: Collected, part: str) -> dict[str, dict[str, Any]]:
+    """Return the results of all parts of a kind, by name."""
+    paths = sorted((Path(found.folder) / FOLDER / part).glob(f"*/{RESULT}"))
+    read = {path.parent.name: read_json(path) for path in paths}
+    return {name: result for name, result in read.items() if isinstance(result, dict)}
+
+
+def labels_of(found: Collected, models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return model -> what it is called: `LEDPO, seed 2`."""
+    return {
+        model["model"]: BEFORE if model["model"] == START else f"{found.label(model['variant'])}, seed {model['seed']}"
+        for model in models
+    }
+
+
+def cell(row: Mapping[str, Any] | None, sign: bool = False) -> str:
+    """Return a row's figure as `value [low, high]`; a dash where it has no value."""
+    if row is None or row["value"] is None:
+        return words.NONE
+    return words.estimate({"mean": row["value"], "low": row["low"], "high": row["high"]}, sign)
+
+
+def named(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any] | None:
+    """Return the first row with these values, None if there is none."""
+    return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
+
+
+def reasons(rows: Sequence[Mapping[str, Any] | None]) -> str:
+    """Return why figures are missing, each reason once, as sentences for a note; empty if none is."""
+    found = dict.fromkeys(str(row["reason"]) for row in rows if row and row["value"] is None and row["reason"])
+    return f" {words.NONE}: {'; '.join(found)}." if found else ""
+
+
+def excludes(row: Mapping[str, Any] | None, value: float) -> int:
+    """Return 1 where the interval is above a value, -1 where it is below, 0 where it holds it or there is none."""
+    if row is None or row["low"] is None:
+        return 0
+    return (row["low"] > value) - (row["high"] < value)
