@@ -1,7 +1,7 @@
 """`ledpo beta RUN --prompts FILE`: beta(x) of prompts, by a trained run."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,27 +58,45 @@ def _prompt_of(record: Any, index: int, path: Path) -> str:
     )
 
 
-def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_code: bool):
-    """Load the model whose hidden state the head reads, with its tokenizer and template, by the host's loaders."""
+# Recipe keys that decide which tokens a prompt becomes, and where a model is found.
+PROMPT_ARGUMENTS = ("default_system", "tool_format", "enable_thinking", "preserve_thinking")
+MODEL_ARGUMENTS = ("cache_dir", "model_revision")
+
+
+def inference_arguments(recipe: Mapping[str, Any], trust_remote_code: bool, **own: Any) -> dict[str, Any]:
+    """Return the host's arguments for inference with a run's model.
+
+    Args:
+        recipe: of the run.
+        trust_remote_code: never from the recipe: a run's folder may be somebody else's.
+        own: model_name_or_path, template, and what else differs from the recipe.
+    """
+    kept = {key: recipe[key] for key in (*PROMPT_ARGUMENTS, *MODEL_ARGUMENTS) if recipe.get(key) is not None}
+    dtype = "float32" if not torch.cuda.is_available() else "auto"
+    return kept | own | {"trust_remote_code": trust_remote_code, "infer_dtype": dtype}
+
+
+def load_for_inference(arguments: dict[str, Any]):
+    """Return model (in evaluation mode), tokenizer and template by the host's loaders."""
     host = pieces()
-    args: dict[str, Any] = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
-    lora = (run / "adapter_config.json").is_file()
-    if source == "policy":
-        if lora:
-            args["adapter_name_or_path"] = str(run)
-        else:
-            args["model_name_or_path"] = str(run)
-    elif record.get("ref_model"):
-        args["model_name_or_path"] = record["ref_model"]
-    for key in ("cache_dir", "model_revision"):
-        if key in record["recipe"]:
-            args[key] = record["recipe"][key]
-    args["trust_remote_code"] = trust_remote_code  # never from the record: a run's folder may be somebody else's
-    args["infer_dtype"] = "float32" if not torch.cuda.is_available() else "auto"
-    model_args, data_args, finetuning_args, _ = host.get_infer_args(args)
+    model_args, data_args, finetuning_args, _ = host.get_infer_args(arguments)
     tokenizer = host.load_tokenizer(model_args)["tokenizer"]
     template = host.get_template(tokenizer, data_args)
     return host.load_model(tokenizer, model_args, finetuning_args).eval(), tokenizer, template
+
+
+def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_code: bool):
+    """Load the model whose hidden state the head reads, with its tokenizer and template, by the host's loaders."""
+    own: dict[str, Any] = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
+    lora = (run / "adapter_config.json").is_file()
+    if source == "policy":
+        if lora:
+            own["adapter_name_or_path"] = str(run)
+        else:
+            own["model_name_or_path"] = str(run)
+    elif record.get("ref_model"):
+        own["model_name_or_path"] = record["ref_model"]
+    return load_for_inference(inference_arguments(record["recipe"], trust_remote_code, **own))
 
 
 @torch.no_grad()
@@ -113,7 +131,7 @@ def beta_of_prompts(
     rows = []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
-        ids = [_encode(prompt, tokenizer, template) for prompt in part]
+        ids = [encode_prompt(prompt, tokenizer, template) for prompt in part]
         output = forward_rows(model, pad_prompts(ids, tokenizer, model.device), wants=strategy.needs)
         features = BetaFeatures(size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False)
         for prompt, tokens, beta in zip(part, ids, strategy(features).beta.tolist(), strict=True):
@@ -121,7 +139,8 @@ def beta_of_prompts(
     return rows
 
 
-def _encode(prompt: str, tokenizer, template) -> list[int]:
+def encode_prompt(prompt: str, tokenizer, template) -> list[int]:
+    """Return the tokens of a prompt of one turn, as training writes them before the response."""
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
     return template.encode_oneturn(tokenizer, messages)[0]
 

@@ -62,6 +62,8 @@ SIGNATURES = (
 # Everything of the host that the plugin calls, by the name the plugin gives it.
 PIECES = {
     "get_dataset": ("llamafactory.data", "get_dataset"),
+    "get_dataset_list": ("llamafactory.data.parser", "get_dataset_list"),
+    "get_dataset_converter": ("llamafactory.data.converter", "get_dataset_converter"),
     "get_template": ("llamafactory.data", "get_template_and_fix_tokenizer"),
     "PairCollator": ("llamafactory.data", "PairwiseDataCollatorWithPadding"),
     "UnpairedCollator": ("llamafactory.data", "KTODataCollatorWithPadding"),

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ledpo_plugin.experiments.definition import Experiment
-from ledpo_plugin.experiments.files import write_json
+from ledpo_plugin.experiments.files import read_json, write_json
 from ledpo_plugin.experiments.plan import Run
 
 from .checks import Given, judge_files
 from .judged import judge, pairs_of
-from .methods import check_decoding, check_serve
-from .outputs import BATCH, OUTPUTS, read_outputs, read_prompts, score
+from .methods import check_decoding, check_serve, served_of
+from .outputs import BATCH, OUTPUTS, SCORES, read_outputs, read_prompts, score
 from .parts import Part, chosen_runs, digest, finished, model_of, part
 from .prompts import write_prompts
 
@@ -46,7 +46,7 @@ def samples_of(study: Mapping[str, Any], settings: Mapping[str, Any]) -> range:
     """Return the numbers of a decoding's samples: one where nothing is drawn."""
     from eval_harness.generation import read_decoding
 
-    return range((study.get("samples") or 1) if read_decoding(settings).samples else 1)
+    return range((study.get("samples") or 1) if read_decoding(settings).draws else 1)
 
 
 def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterator[list[Part]]:
@@ -86,7 +86,7 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
         part(
             experiment, results, "judge", path.stem, judge_file=str(path.absolute()), judge=path.read_text("utf-8"),
             repeats=study.get("repeats") or 1, judge_prompts=study.get("judge_prompts"),
-            serve=(study.get("serve") or {}).get(path.stem), **asked,
+            serve=served_of(study, path), **asked,
         )
         for path in judge_files(study, experiment.folder)
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def work(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
 
 def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     """Have one model answer all prompts under every decoding; what is there already is kept."""
-    from eval_harness.generation import generate, load, read_decoding
+    from eval_harness.generation import generate, load, read_decoding, score_outputs
 
     model = job["model"]
     loaded = load(**model["load"])
@@ -127,7 +127,7 @@ def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     left_out = []
     for name, settings in job["decodings"].items():
         decoding = read_decoding(settings)
-        if decoding.adaptive and loaded.beta is None:
+        if decoding.adaptive and not loaded.per_prompt:
             left_out.append(name)
             log(f"{model['model']}: {name} is left out, as this model has no beta(x)")
             continue
@@ -141,6 +141,9 @@ def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
             rows = [{**row, "generator": key} for row in rows]
             write_json(place / OUTPUTS, rows)
             found[key] = digest(rows)
+            if (read_json(place / SCORES) or {}).get("outputs_sha256") != found[key]:
+                own = score_outputs(loaded, prompts, [row["ids"] for row in rows], batch_size=job["batch_size"])
+                write_json(place / SCORES, {"outputs_sha256": found[key], "columns": own})
             seconds = sum(row["seconds"] for row in rows)
             tokens = sum(row["tokens"] for row in rows)
             speed[key] = {"seconds": seconds, "tokens": tokens}

@@ -95,7 +95,7 @@ def _values(
             keys = [key for key in job["outputs"] if key.rpartition(".")[0] == f"{model}.{name}"]
             if keys:
                 samples = [read_outputs(Path(job["outputs"][key])) for key in keys]
-                own = [read_json(Path(job["outputs"][key]) / SCORES) for key in keys]
+                own = [read_json(Path(job["outputs"][key]) / SCORES)["columns"] for key in keys]
                 scored = [rewards.get(key) for key in keys]
                 base = key_of(model, job["baseline"], 0)
                 found[model, name] = _of_samples(samples, own, scored, prompts) | {

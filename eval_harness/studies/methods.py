@@ -101,7 +101,7 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
         part(
             experiment, results, "judge", path.stem, judge_file=str(path.absolute()), judge=path.read_text("utf-8"),
             repeats=study.get("repeats") or 1, judge_prompts=study.get("judge_prompts"),
-            labels=bool(study.get("labels")), serve=_served(study, path), **asked,
+            labels=bool(study.get("labels")), serve=served_of(study, path), **asked,
         )
         for path in judge_files(study, experiment.folder)
     ]  # fmt: skip
@@ -122,7 +122,8 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
     ]  # fmt: skip
 
 
-def _served(study: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
+def served_of(study: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
+    """Return the arguments of the server that the study starts for a judge; None where it starts none."""
     from eval_harness.judging import read_judge
 
     return (study.get("serve") or {}).get(read_judge(path).name)

@@ -142,7 +142,7 @@ def _of_measures(job: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -
     for model, folder in job["measures"].items():
         columns = {name: newest_columns(Path(folder), f"pairs/{name}.json") for name in job["measured"]}
         for row in prompts:
-            own = columns.get(row["task"])
+            own = columns.get(row["dataset"])
             # Rows that could not be used were left out of the measurement: then places do not tell the prompt.
             whole = own is not None and len(own["margin"]) == row["of"]
             at = {key: np.asarray([values[row["row"]]]) for key, values in own.items()} if whole else None
@@ -236,7 +236,7 @@ def _of_margins(
     for variant, model in sorted(first.items()):
         rated, start = {}, {}
         for row in pairs:
-            columns = newest_columns(Path(job["measures"][model]), f"pairs/{row['task']}.json")
+            columns = newest_columns(Path(job["measures"][model]), f"pairs/{row['dataset']}.json")
             if columns is None or len(columns["margin"]) != row["of"]:
                 continue
             item, at = row["prompt"].strip(), row["row"]

@@ -6,10 +6,11 @@ from typing import Any
 
 from ledpo_plugin.experiments.files import read_json, write_json
 
-from .parts import digest
+from .parts import digest, safe
 
 OUTPUTS, SCORES = "outputs.json", "scores.json"
-BATCH = 8
+BATCH = 16
+DATA = "the data's answers"  # scored beside the models' own
 
 
 def answer(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
@@ -62,6 +63,9 @@ def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     Args:
         folder: takes scores.json: model -> columns, one number an answer.
         job: `by` (the trained model), `outputs` (model -> folder), `prompts_file`, `batch_size`.
+
+    Beside them the data's own (chosen) answers are scored, which says how hard a prompt is.
+
         log: called with sentences.
     """
     from eval_harness.generation import load, score_outputs
@@ -69,18 +73,42 @@ def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     loaded = load(**job["by"]["load"])
     prompts = [row["prompt"] for row in read_prompts(job)]
     found = {}
-    for name, place in job["outputs"].items():
-        path = folder / "models" / f"{name}.json"
-        rows = read_outputs(Path(place))
+    answers = {name: [row["ids"] for row in read_outputs(Path(place))] for name, place in job["outputs"].items()}
+    answers[DATA] = [_ids(loaded, row["prompt"], row.get("chosen")) for row in read_prompts(job)]
+    for name, ids in answers.items():
+        own = _scored_before(job, name)
+        if own is not None:
+            found[name] = own
+            continue
+        path = folder / "models" / f"{safe(name)}.json"
+        key = digest([ids, job["by"]])
         kept = read_json(path)
-        if not isinstance(kept, dict) or kept.get("outputs_sha256") != digest(rows):
-            columns = score_outputs(loaded, prompts, [row["ids"] for row in rows], batch_size=job["batch_size"])
-            kept = {"outputs_sha256": digest(rows), "columns": columns}
+        if not isinstance(kept, dict) or kept.get("of") != key:
+            columns = score_outputs(loaded, prompts, ids, batch_size=job["batch_size"])
+            kept = {"of": key, "columns": columns}
             write_json(path, kept)
-            log(f"{name}: {len(rows)} answers scored")
+            log(f"{name}: {len(ids)} answers scored")
         found[name] = kept["columns"]
     write_json(folder / SCORES, found)
     return {"by": job["by"], "models": list(found)}
+
+
+def _scored_before(job: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return what the scoring model said of its own answers when it gave them; None of others."""
+    if name.split(".")[0] != job["by"]["model"]:
+        return None
+    kept = read_json(Path(job["outputs"][name]) / SCORES)
+    return kept["columns"] if isinstance(kept, dict) and kept["outputs_sha256"] == job["outputs_sha256"][name] else None
+
+
+def _ids(loaded: Any, prompt: str, answer: str | None) -> list[int]:
+    """Return the tokens of an answer after a prompt, as training writes them, without what ends it."""
+    if not answer:
+        return []
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    ids = loaded.template.encode_oneturn(loaded.tokenizer, messages)[1]
+    stops = set(loaded.stops())
+    return list(ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))])
 
 
 def per_token(columns: Mapping[str, Sequence[float]], key: str) -> list[float | None]:

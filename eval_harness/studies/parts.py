@@ -83,6 +83,7 @@ def start_of(run: Run) -> dict[str, Any]:
             "run_or_model": str(_absolute(run.recipe["model_name_or_path"])),
             "template": run.recipe["template"],
             "adapter": run.recipe.get("adapter_name_or_path"),
+            "default_system": run.recipe.get("default_system"),
         },
         "recipe_sha256": recipe_hash({"model": str(run.recipe["model_name_or_path"])}),
         "trained": None,

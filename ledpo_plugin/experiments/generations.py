@@ -37,12 +37,8 @@ def greedy(
     rows = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
-        width = max(map(len, part))
-        ids = torch.full((len(part), width), pad_id)
-        mask = torch.zeros((len(part), width), dtype=torch.long)
-        for row, prompt in enumerate(part):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        ids, mask = left_padded(part, pad_id)
+        width = ids.shape[1]
         config = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -52,19 +48,31 @@ def greedy(
             use_cache=True,
         )
         device = model.get_input_embeddings().weight.device
-        with _no_settings_of_its_own(model):
+        with no_settings_of_its_own(model):
             found = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
-        rows += [_cut(new.tolist(), frozenset(stops)) for new in found[:, width:]]
+        rows += [cut_at_stop(new.tolist(), frozenset(stops)) for new in found[:, width:]]
     return rows
 
 
-def _cut(ids: list[int], stops: frozenset[int]) -> dict[str, Any]:
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return prompts as ids and attention mask, both `[B, T]`, padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def cut_at_stop(ids: list[int], stops: frozenset[int]) -> dict[str, Any]:
+    """Return the answer's `ids` up to the first that ends it, and whether it `ended` by itself."""
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     return {"ids": ids[:end], "ended": end is not None}
 
 
 @contextmanager
-def _no_settings_of_its_own(model: nn.Module) -> Iterator[None]:
+def no_settings_of_its_own(model: nn.Module) -> Iterator[None]:
     """Keep what a model says about generating, such as a penalty on repetition, out of a greedy answer."""
     kept = model.generation_config
     model.generation_config = GenerationConfig()

@@ -1,0 +1,89 @@
+"""How likely answers are: by the model itself, and by the one it started from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ledpo_plugin.forward import forward_rows
+from ledpo_plugin.logps import IGNORE
+
+from .loading import Loaded
+
+
+def score_outputs(
+    loaded: Loaded, prompts: Sequence[str], answers: Sequence[Sequence[int]], *, batch_size: int = 8
+) -> dict[str, list[float | None]]:
+    """Return how likely answers to prompts are, one number an answer.
+
+    Args:
+        loaded: the model.
+        prompts: user messages of one turn.
+        answers: token ids, without what ended them.
+        batch_size: answers at a time.
+
+    Returns:
+        `logps` (nats, summed over the answer), `lengths` (tokens), `entropy` (of the next token, nats, mean over the
+        answer); of a trained run also `reference_logps` (by the model that training started from), and `rewards`,
+        beta(x) times the difference of the two, where beta is one of the prompt alone. None for an empty answer.
+    """
+    ids = loaded.encode(prompts)
+    lengths = [len(answer) for answer in answers]
+    logps, entropy = _pass(loaded, loaded.model, ids, answers, batch_size, entropy=True)
+    found: dict[str, list[float | None]] = {"logps": logps, "lengths": lengths, "entropy": entropy}
+    if loaded.start is None:
+        return found
+    with loaded.at_start() as start:
+        found["reference_logps"], _ = _pass(loaded, start, ids, answers, batch_size, entropy=False)
+    if loaded.head is not None:
+        betas = loaded.betas(prompts, batch_size)
+        found["rewards"] = [
+            None if ours is None else beta * (ours - theirs)
+            for beta, ours, theirs in zip(betas, logps, found["reference_logps"], strict=True)
+        ]
+    return found
+
+
+@torch.no_grad()
+def _pass(
+    loaded: Loaded,
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_size: int,
+    entropy: bool,
+) -> tuple[list[float | None], list[float | None]]:
+    """Return log-probabilities and entropies; None for answers without tokens."""
+    order = sorted((p for p, answer in enumerate(answers) if answer), key=lambda p: len(prompts[p]) + len(answers[p]))
+    logps: list[float | None] = [None] * len(answers)
+    entropies: list[float | None] = [None] * len(answers)
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        batch = _batch(loaded, [prompts[p] for p in part], [answers[p] for p in part])
+        output = forward_rows(model, batch, wants=frozenset({"entropy"} if entropy else ()))
+        for place, value in zip(part, output.logps.tolist(), strict=True):
+            logps[place] = value
+        if entropy:
+            for place, value in zip(part, _nats(output.entropy, model).tolist(), strict=True):
+                entropies[place] = value
+    return logps, entropies
+
+
+def _nats(share: Tensor, model: nn.Module) -> Tensor:
+    """Return entropies in nats; the forward pass gives them as shares of the largest possible."""
+    return share * torch.log(torch.tensor(float(model.get_output_embeddings().weight.shape[0])))
+
+
+def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.full((len(prompts), width), loaded.tokenizer.pad_token_id or 0)
+    labels = torch.full((len(prompts), width), IGNORE)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : end] = torch.tensor(list(answer))
+        mask[row, :end] = 1
+    return {key: value.to(loaded.device) for key, value in zip(
+        ("input_ids", "labels", "attention_mask"), (ids, labels, mask), strict=True)}  # fmt: skip

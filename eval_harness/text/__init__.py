@@ -1,0 +1,6 @@
+"""What texts say of themselves: diversity, repetition, and whether a calculation came out right. Pure."""
+
+from .accuracy import final_number, numeric_accuracy
+from .diversity import distinct, repetition, self_bleu
+
+__all__ = ["distinct", "final_number", "numeric_accuracy", "repetition", "self_bleu"]
