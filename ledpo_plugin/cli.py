@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from eval_harness.annotation.command import add_command as add_annotate
+from eval_harness.command import add_commands as add_evaluation
 
 from . import __version__
 
@@ -150,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare_.set_defaults(run_command=_experiments("prepare"))
 
     evaluate = commands.add_parser("eval", help="evaluate trained models")
-    add_annotate(evaluate.add_subparsers(dest="action", required=True))
+    add_evaluation(evaluate.add_subparsers(dest="action", required=True))
 
     quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
     actions = quickstart.add_subparsers(dest="action", required=True)

@@ -86,9 +86,13 @@ class Loaded:
             with self.at_start() as model:
                 yield model
 
-    @torch.no_grad()
     def betas(self, prompts: Sequence[str], batch_size: int = 8) -> list[float]:
-        """Return beta(x) of prompts; a run's one beta where it has only one.
+        """Return beta(x) of prompts of one turn, as `betas_of`."""
+        return self.betas_of(self.encode(prompts), batch_size)
+
+    @torch.no_grad()
+    def betas_of(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
+        """Return beta(x) of prompts, given as tokens; a run's one beta where it has only one.
 
         Raises:
             ValueError: there is no head, or beta depends on answers and not on the prompt alone.
@@ -104,18 +108,18 @@ class Loaded:
             )
         if not self.per_prompt:
             beta = self.strategy(BetaFeatures(size=1, training=False)).beta.item()
-            return [beta] * len(prompts)
+            return [beta] * len(ids)
         found = []
         with self._read_by_head() as model:
             if model.config.get_text_config().hidden_size != self.head["hidden_size"]:
                 raise HeadFileError(f"The head of {self.name} reads another width than the model's hidden state has.")
             self.strategy.to(self.device)
-            for first in range(0, len(prompts), batch_size):
-                ids = self.encode(prompts[first : first + batch_size])
-                batch = pad_prompts(ids, self.tokenizer, self.device)
+            for first in range(0, len(ids), batch_size):
+                part = [list(prompt) for prompt in ids[first : first + batch_size]]
+                batch = pad_prompts(part, self.tokenizer, self.device)
                 output = forward_rows(model, batch, wants=self.strategy.needs)
                 features = BetaFeatures(
-                    size=len(ids), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False
+                    size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False
                 )
                 found += self.strategy(features).beta.tolist()
         return found

@@ -45,6 +45,18 @@ def score_outputs(
     return found
 
 
+def logps_of(
+    loaded: Loaded,
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 8,
+) -> list[float | None]:
+    """Return log-probabilities (nats, summed) of answers to prompts, both as tokens; None for an empty answer."""
+    return _pass(loaded, model, prompts, answers, batch_size, entropy=False)[0]
+
+
 @torch.no_grad()
 def _pass(
     loaded: Loaded,
