@@ -39,7 +39,8 @@ def served(arguments: Mapping[str, Any], port: int, log: Path) -> Iterator[None]
             raise OSError(
                 f"Port {port} of {HOST} is taken ({error.strerror}). Give the judge another base_url."
             ) from None
-    command = [stock_command(), "api", *(f"{key}={value}" for key, value in arguments.items() if value is not None)]
+    given = [part for key, value in arguments.items() if value is not None for part in (f"--{key}", str(value))]
+    command = [stock_command(), "api", *given]
     environ = os.environ | {"API_HOST": HOST, "API_PORT": str(port)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
