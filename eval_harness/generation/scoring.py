@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ledpo_plugin.forward import forward_rows
 from ledpo_plugin.logps import IGNORE
+from ledpo_plugin.plans import plan_of_rows
 
 from .loading import Loaded
 
@@ -73,6 +74,8 @@ def _pass(
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
         batch = _batch(loaded, [prompts[p] for p in part], [answers[p] for p in part])
+        planned = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"]).to_batch()
+        batch = {key: value.to(loaded.device) for key, value in (batch | planned).items()}
         output = forward_rows(model, batch, wants=frozenset({"entropy"} if entropy else ()))
         for place, value in zip(part, output.logps.tolist(), strict=True):
             logps[place] = value
@@ -97,5 +100,4 @@ def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], answers: Sequence[S
         ids[row, :end] = torch.tensor([*prompt, *answer])
         labels[row, len(prompt) : end] = torch.tensor(list(answer))
         mask[row, :end] = 1
-    return {key: value.to(loaded.device) for key, value in zip(
-        ("input_ids", "labels", "attention_mask"), (ids, labels, mask), strict=True)}  # fmt: skip
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}

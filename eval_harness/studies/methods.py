@@ -117,7 +117,7 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
         part(
             experiment, results, "agreement", "all", models=[models[name] for name in made], parts=done, ended=ended,
             human=human, reference=study.get("reference"), measures=measures,
-            measured=list(experiment.evaluation["pairs"]), **asked,
+            measured=list(experiment.evaluation["pairs"]), labels=bool(study.get("labels")), **asked,
         )
     ]  # fmt: skip
 
