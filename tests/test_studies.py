@@ -392,7 +392,8 @@ def test_against_labels_knows_chance_from_knowledge():
 
 def test_all_problems_of_a_study_are_said_at_once(tiny, tmp_path, server, host_keys):
     study = {
-        "kind": "evaluation_methods", "prompts": {"helduot": 0}, "max_new_tokens": -1, "judges": ["no.yaml", "bad.yaml"],
+        "kind": "evaluation_methods", "prompts": {"helduot": 0}, "max_new_tokens": -1,
+        "judges": ["no.yaml", "bad.yaml"],
         "reward": "ledpoo", "seeds": [7], "decoding": {"method": "greedy", "top_p": 0.5}, "human": ["no.json"],
         "serve": {"nobody": {}}, "labels": "yes", "judge_prompt": 3,
     }  # fmt: skip
@@ -405,7 +406,8 @@ def test_all_problems_of_a_study_are_said_at_once(tiny, tmp_path, server, host_k
     text = str(error.value)
     for part in (
         "judge_prompt", "Did you mean 'heldout'", "study.max_new_tokens", "there is no such file",
-        "Did you mean 'http'", "Did you mean 'ledpo'", "study.seeds", "draws none", "no.json", "no judge of the study has this name",
+        "Did you mean 'http'", "Did you mean 'ledpo'", "study.seeds", "draws none", "no.json",
+        "no judge of the study has this name",
         "true or false", "nothing was run",
     ):  # fmt: skip
         assert part in text, part

@@ -12,6 +12,7 @@ from ledpo_plugin.experiments.store import RESULT
 from .parts import FOLDER, START
 
 BEFORE = "before training"
+SAME = "the same in every draw"  # in the reason of a figure without an interval
 
 
 def result_of(found: Collected, part: str, name: str = "all") -> dict[str, Any] | None:
@@ -54,7 +55,13 @@ def reasons(rows: Sequence[Mapping[str, Any] | None]) -> str:
 
 
 def excludes(row: Mapping[str, Any] | None, value: float) -> int:
-    """Return 1 where the interval is above a value, -1 where it is below, 0 where it holds it or there is none."""
-    if row is None or row["low"] is None:
+    """Return 1 where the interval is above a value, -1 where it is below, 0 where it holds it or there is none.
+
+    A figure that is the same in every draw is its own interval.
+    """
+    if row is None or row["value"] is None:
         return 0
-    return (row["low"] > value) - (row["high"] < value)
+    low, high = row["low"], row["high"]
+    if low is None and SAME in str(row["reason"]):
+        low = high = row["value"]
+    return 0 if low is None else int(low > value) - int(high < value)

@@ -1,0 +1,1 @@
+"""lm-eval tasks of preference data: accuracy, implicit rewards, likelihood of answers; and standard benchmarks."""
