@@ -1,5 +1,6 @@
 """`ledpo beta RUN --prompts FILE`: beta(x) of prompts, by a trained run."""
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from .betas import BETAS, BetaFeatures
 from .forward import forward_rows
 from .head_file import HeadFileError, build_strategy, load_config, load_head
-from .host import pieces
+from .host import pieces, templates_kept
 from .hparams import HEAD_MODES
 from .logps import IGNORE
 from .run_record import read_record
@@ -81,7 +82,8 @@ def load_for_inference(arguments: dict[str, Any]):
     host = pieces()
     model_args, data_args, finetuning_args, _ = host.get_infer_args(arguments)
     tokenizer = host.load_tokenizer(model_args)["tokenizer"]
-    template = host.get_template(tokenizer, data_args)
+    with templates_kept():
+        template = copy.copy(host.get_template(tokenizer, data_args))
     return host.load_model(tokenizer, model_args, finetuning_args).eval(), tokenizer, template
 
 

@@ -13,7 +13,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields, make_dataclass
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +66,7 @@ PIECES = {
     "get_dataset_list": ("llamafactory.data.parser", "get_dataset_list"),
     "get_dataset_converter": ("llamafactory.data.converter", "get_dataset_converter"),
     "get_template": ("llamafactory.data", "get_template_and_fix_tokenizer"),
+    "TEMPLATES": ("llamafactory.data.template", "TEMPLATES"),
     "PairCollator": ("llamafactory.data", "PairwiseDataCollatorWithPadding"),
     "UnpairedCollator": ("llamafactory.data", "KTODataCollatorWithPadding"),
     "InstructionCollator": ("llamafactory.data", "MultiModalDataCollatorForSeq2Seq"),
@@ -148,6 +150,18 @@ def pieces() -> SimpleNamespace:
     return SimpleNamespace(
         **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in PIECES.items()}
     )
+
+
+@contextmanager
+def templates_kept() -> Iterator[None]:
+    """Put back the system prompts of the host's templates, which it changes for the whole process with each recipe."""
+    registered = pieces().TEMPLATES
+    before = {name: template.default_system for name, template in registered.items()}
+    try:
+        yield
+    finally:
+        for name, system in before.items():
+            registered[name].default_system = system
 
 
 def _after_init(self) -> None:

@@ -167,7 +167,10 @@ def train(recipe: dict[str, Any]) -> Path:
     """Run a recipe in this process through LLaMA-Factory's own entry; return its output folder."""
     from llamafactory.train.tuner import run_exp
 
-    run_exp(dict(recipe))
+    from ledpo_plugin.host import templates_kept
+
+    with templates_kept():
+        run_exp(dict(recipe))
     return Path(recipe["output_dir"])
 
 

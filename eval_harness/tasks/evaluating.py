@@ -8,7 +8,7 @@ from eval_harness.generation.loading import Loaded
 from ledpo_plugin.experiments.files import read_json, write_json
 from ledpo_plugin.lookup import unknown_name
 
-from .preparing import PROVENANCE, model_arguments
+from .preparing import PROVENANCE, model_arguments, stock_tokenizer
 
 RESULTS = "results.json"
 
@@ -40,15 +40,17 @@ def evaluate(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(folder))
     tasks = list(tasks or made["tasks"])
+    ours = [*made["tasks"], *made["groups"]]
+    # To read lm-eval's own tasks takes seconds, so that is done where they are asked for.
+    manager = TaskManager(include_path=str(folder), include_defaults=any(name not in ours for name in tasks))
     wrong = [name for name in tasks if name not in manager.all_tasks]
     if wrong:
         own = [name for name in manager.all_tasks if name.startswith("ledpo_")]
         raise ValueError(f"{unknown_name('task', wrong[0], own)} And all of lm-eval's own.")
     # The weights are there: another copy of the model would take its memory once more.
     model = HFLM(
-        pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size, backend="causal",
+        pretrained=loaded.model, tokenizer=stock_tokenizer(loaded), batch_size=batch_size, backend="causal",
         add_bos_token=False,
     )  # fmt: skip
     found = lm_eval.simple_evaluate(

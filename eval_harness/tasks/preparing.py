@@ -90,8 +90,9 @@ def prepare(
         raise ValueError(f"The form {form!r} is unknown. Take one of {', '.join(FORMS)}.")
     examples = read_dataset(dataset, dataset_dir)[:limit]
     rows, problems = [], []
+    stock = stock_tokenizer(loaded)
     for example in examples:
-        row, why = _document(loaded, example, form, domain)
+        row, why = _document(loaded, stock, example, form, domain)
         if why:
             fix = "take the row out, or use the other form" if form == "chat" else "take the row out"
             problems.append(make_problem(f"{dataset}, row {example.place + 1}", None, why, fix))
@@ -133,6 +134,19 @@ def model_arguments(loaded: Loaded) -> dict[str, Any]:
     return own | {"dtype": dtype, "add_bos_token": False}
 
 
+def stock_tokenizer(loaded: Loaded) -> Any:
+    """Return the tokenizer as lm-eval loads it: LLaMA-Factory's template changes special tokens and chat template."""
+    from transformers import AutoTokenizer
+
+    own = loaded.arguments
+    return AutoTokenizer.from_pretrained(
+        own["model_name_or_path"],
+        trust_remote_code=own["trust_remote_code"],
+        revision=own.get("model_revision", "main"),
+        cache_dir=own.get("cache_dir"),
+    )
+
+
 def command(loaded: Loaded, folder: Path, form: str, tasks: Sequence[str]) -> str:
     """Return the stock command that runs the folder."""
     given = ",".join(f"{key}={value}" for key, value in model_arguments(loaded).items())
@@ -143,7 +157,9 @@ def command(loaded: Loaded, folder: Path, form: str, tasks: Sequence[str]) -> st
 # ---- one document
 
 
-def _document(loaded: Loaded, example: Example, form: str, domain: str) -> tuple[dict[str, Any], str | None]:
+def _document(
+    loaded: Loaded, stock: Any, example: Example, form: str, domain: str
+) -> tuple[dict[str, Any], str | None]:
     """Return a row as a document and None, or why lm-eval would not see the tokens of training."""
     row: dict[str, Any] = {"id": example.place, "domain": str(example.row.get(domain) or ""), "rejected": None}
     if not example.answers or not example.answers[0]:
@@ -158,15 +174,15 @@ def _document(loaded: Loaded, example: Example, form: str, domain: str) -> tuple
         moved = text[len(text.rstrip()) :]
         if form == "chat":
             chat = [{"role": "user", "content": example.prompt}]
-            whole = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            if tokenizer.encode(whole, add_special_tokens=False) != prompt:
+            whole = stock.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            if stock.encode(whole, add_special_tokens=False) != prompt:
                 return row, "the tokenizer's chat template makes other tokens of it than the template of training"
             # The template's end is out of reach here: where it is white space, it is scored with every answer.
             text, moved, row["context"] = whole, "", example.prompt
         else:
             row["context"] = text.rstrip()
         said = tokenizer.decode(response, skip_special_tokens=False)
-        if not _same_tokens(tokenizer, text, said, prompt, response):
+        if not _same_tokens(stock, text, said, prompt, response):
             return row, f"its {side} answer has other tokens where lm-eval joins it to the prompt"
         row |= {
             "moved": moved,
