@@ -48,6 +48,7 @@ METHODS = {
     "judges": ["first.yaml", "here.yaml"],
     "labels": True,
     "reward": "ledpo",
+    "worse": "ledpo",
     "repeats": 2,
 }
 DECODING = {
@@ -98,7 +99,9 @@ def made(folder: Path, tiny, study, server, host_keys, seeds=(1, 2)):
     """Write an experiment of two variants with a study; return it as it is read."""
     folder.mkdir(parents=True)
     write_judges(folder, tiny, server)
-    write_experiment(folder, tiny, variants={"orpo": None}, seeds=list(seeds), study=study, common={"max_steps": 4})
+    write_experiment(
+        folder, tiny, variants={"orpo": None}, seeds=list(seeds), study=study, common={"learning_rate": 0.03}
+    )
     return read_experiment(folder, "cpu", host_keys=host_keys, with_files=True)
 
 
@@ -225,6 +228,15 @@ def test_the_report_of_the_methods(methods):
         assert text in html, text
     markdown = (methods[1] / "report.md").read_text()
     assert "Correlation of the models" in markdown
+
+
+def test_what_the_methods_say_of_a_variant_that_is_known_to_be_worse(methods):
+    found = result(methods[1], "agreement", "all")
+    rows = {row["name"]: row for row in found["worse"]["rows"]}
+    means = {row["name"]: row["value"] for row in found["compared"]["rankings"]["length"]}
+    wanted = (means["dpo-1"] + means["dpo-2"] - means["ledpo-1"] - means["ledpo-2"]) / 2
+    assert rows["length"]["value"] == pytest.approx(wanted)
+    assert set(rows) == set(found["compared"]["methods"])
 
 
 def test_another_judge_s_file_asks_only_that_judge_again(methods, tiny, server, host_keys):

@@ -13,7 +13,7 @@ from .outputs import BATCH, answer, read_outputs, read_prompts, score
 from .parts import START, Part, chosen_runs, finished, model_name, model_of, part, start_of
 from .prompts import write_prompts
 
-KEYS = ("decoding", "labels", "reward", "reference", "human", "repeats", "serve")
+KEYS = ("decoding", "labels", "reward", "reference", "human", "repeats", "serve", "worse")
 NEEDED = ("judges",)
 GREEDY = {"method": "greedy"}
 LABELS = ("chosen", "rejected")  # the answers of a data set's pairs, as models
@@ -22,8 +22,9 @@ LABELS = ("chosen", "rejected")  # the answers of a data set's pairs, as models
 def check(given: Given) -> None:
     """Say what is wrong with the study's own keys."""
     study, where, found = given.study, given.where, given.found
-    if study.get("reward") is not None:
-        given.variant("reward", study["reward"])
+    for key in ("reward", "worse"):
+        if study.get(key) is not None:
+            given.variant(key, study[key])
     if study.get("repeats") is not None:
         found.number(study["repeats"], f"{where}.repeats")
     if study.get("labels") is not None and not isinstance(study["labels"], bool):
@@ -117,7 +118,8 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
         part(
             experiment, results, "agreement", "all", models=[models[name] for name in made], parts=done, ended=ended,
             human=human, reference=study.get("reference"), measures=measures,
-            measured=list(experiment.evaluation["pairs"]), labels=bool(study.get("labels")), **asked,
+            measured=list(experiment.evaluation["pairs"]), labels=bool(study.get("labels")),
+            worse=study.get("worse"), **asked,
         )
     ]  # fmt: skip
 

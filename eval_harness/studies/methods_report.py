@@ -21,11 +21,12 @@ def report(found: Collected) -> list[Section]:
         return []
     names = labels_of(found, result["models"])
     made = [
-        Section("methods-answer", "Which methods agree", _answer(result, names)),
+        Section("methods-answer", "Which methods agree", _answer(result, names, found)),
         _scores(result, names),
         _correlations(result),
         _judges(result, names),
         _known(result),
+        _worse(result, found),
         _choices(result, names),
         _stability(result),
         Section("methods-terms", "What the methods are", [Terms(_terms(result))]),
@@ -33,7 +34,7 @@ def report(found: Collected) -> list[Section]:
     return [section for section in made if section and section.blocks]
 
 
-def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
+def _answer(result: Mapping[str, Any], names: Mapping[str, str], found: Collected) -> list[Any]:
     compared = result["compared"]
     said = [
         f"{words.count(len(compared['methods']), 'method')} scored {words.count(len(compared['models']), 'model')} on "
@@ -50,6 +51,8 @@ def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
     said += [_judge_words(name, own) for name, own in result["judges"].items()]
     if result["labels"]:
         said.append(_label_words(result["labels"]))
+    if result["worse"]:
+        said.append(_worse_words(result["worse"], found))
     blocks: list[Any] = [Paragraph(text, "answer") for text in said]
     if not result["people"]:
         blocks.append(
@@ -204,6 +207,35 @@ def _known(result: Mapping[str, Any]) -> Section | None:
               note=f"Krippendorff's alpha of all: {alphas}." + reasons([*found["between"], *found["alpha"]])),
     ]  # fmt: skip
     return Section("methods-labels", "Pairs whose better answer is known", blocks)
+
+
+def _worse_words(worse: Mapping[str, Any], found: Collected) -> str:
+    """Return which methods tell the variant that is known to be worse, and which are taken in."""
+    seen, taken_in, blind = (
+        [row["name"] for row in worse["rows"] if excludes(row, 0.0) == sign] for sign in (1, -1, 0)
+    )
+    text = f"The models that were {found.label(worse['variant'])} are put below the other trained ones by "
+    text += ", ".join(seen) if seen else "no method"
+    text += f"; above them by {', '.join(taken_in)}" if taken_in else ""
+    return text + (f"; not told from them by {', '.join(blind)}." if blind else ".")
+
+
+def _worse(result: Mapping[str, Any], found: Collected) -> Section | None:
+    worse = result["worse"]
+    if not worse:
+        return None
+    verdicts = {1: "put below the others", -1: "put above the others", 0: "not told from the others"}
+    rows = [(row["name"], str(row["n"]), cell(row, True), verdicts[excludes(row, 0.0)]) for row in worse["rows"]]
+    label = found.label(worse["variant"])
+    table = Table(
+        f"What the methods make of the models that were {label}",
+        ("Method", "Prompts", "The others minus these", "In words"),
+        rows,
+        text_columns=(3,),
+        note="Difference of the means over models, in the method's own unit, turned so that above 0 the method "
+        "sees the harm [95 % bootstrap interval over prompts]." + reasons(worse["rows"]),
+    )
+    return Section("methods-worse", "A harm that is known", [table])
 
 
 _OF_JUDGE = (

@@ -10,6 +10,7 @@ import numpy as np
 from eval_harness.agreement.agreement import Ratings, repeat_consistency
 from eval_harness.agreement.comparing import against_labels, compare
 from eval_harness.agreement.comparisons import gain_table, labels, majority
+from eval_harness.agreement.figures import Figure, of_mean
 from eval_harness.agreement.length_bias import length_bias
 from eval_harness.agreement.pairwise import debiased_win_rate, position_bias
 from eval_harness.agreement.reading import ANNOTATION
@@ -78,6 +79,7 @@ def agreement(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         "compared": compare(tables, reference=reference),
         "judges": {name: _of_judge(name, own, lengths) for name, own in of_models.items() if own},
         "labels": _labels(job, verdicts, prompts),
+        "worse": _worse(job, tables),
     }
 
 
@@ -162,6 +164,29 @@ def _of_measures(job: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -
         for name, values in found.items()
         if any(value is not None for column in values.values() for value in column)
     ]
+
+
+def _worse(job: Mapping[str, Any], tables: Sequence[ScoreTable]) -> dict[str, Any] | None:
+    """Return by how much each method puts a variant that is known to be worse below the other trained ones.
+
+    The difference of means over models, per prompt, turned so that above 0 the method sees it; with its interval over
+    prompts, and in standard deviations of those differences.
+    """
+    if not job["worse"]:
+        return None
+    bad = [model["model"] for model in job["models"] if model["variant"] == job["worse"]]
+    others = [model["model"] for model in job["models"] if model["variant"] not in (job["worse"], START)]
+    rows = []
+    for table in tables:
+        models = [name for name in (*others, *bad) if name in table.models]
+        items = table.complete_items(models)
+        if not items or not set(bad) & set(models) or not set(others) & set(models):
+            rows.append(figure_row(table.method, Figure(0, None, why="no prompt with a score of all models")))
+            continue
+        values = table.better(items, models)
+        count = sum(name in others for name in models)
+        rows.append(figure_row(table.method, of_mean(values[:, :count].mean(axis=1) - values[:, count:].mean(axis=1))))
+    return {"variant": job["worse"], "rows": rows}
 
 
 # ---- judges
