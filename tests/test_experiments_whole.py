@@ -13,7 +13,10 @@ from tiny_experiment import EVALUATION
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.parent.name for path in (ROOT / "yaml_recipes").glob("*/experiment.yaml"))
-RUN_FOR_REAL = ("loss_variants_impact", "data_mixture_impact")  # their reports are under docs/results
+RUN_FOR_REAL = (  # their reports are under docs/results
+    *("loss_variants_impact", "data_mixture_impact"),
+    *("evaluation_methods_impact", "inference_optimization_impact"),
+)
 MODEL = ROOT / ".ledpo/models/SmolLM2-135M-Instruct"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -145,6 +145,15 @@ def test_a_planted_liking_for_length_is_exposed(tmp_path):
     assert "not AlpacaEval's official one" in pair["length_controlled"]["label"]
 
 
+def test_answers_with_any_characters_in_them(tmp_path):
+    words = ("a\x00b", "a\x00c {output_1} {question}"), ("\u2028", "\ud800 lone"), ("good", "")
+    what = [make_item(f"{{output_2}} {i}\x00?", pair, ("base", "ours")) for i, pair in enumerate(words)]
+    with JudgeServer(lambda question, n: "B") as server:
+        done, _ = judged(server, tmp_path, what)
+    assert [verdict.preference for verdict in done.verdicts] == [2] * 6
+    assert len(server.asked) == 6
+
+
 def test_equal_answers_are_a_tie_that_costs_nothing(tmp_path):
     same = [make_item("Same?", ("x", "x"), ("base", "ours"))]
     with JudgeServer(lambda question, n: "A") as server:

@@ -19,7 +19,10 @@ READMES = ("README.md", "README_zh.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
 
 # What a command that is only named, as in "`ledpo run`", would be given.
-NEEDED = {"validate": ["x.yaml"], "beta": ["run"], "run": ["folder"], "status": ["folder"], "report": ["folder"]}
+NEEDED = {
+    "validate": ["x.yaml"], "beta": ["run"], "run": ["folder"], "status": ["folder"], "report": ["folder"],
+    "eval": ["winrate", "x.json"], "eval annotate": ["x.json", "--folder", "x"], "eval agree": [],
+}  # fmt: skip
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 every_readme = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 
@@ -145,7 +148,7 @@ def test_every_ledpo_command_exists(text):
     assert {"validate", "beta", "doctor", "quickstart"} <= {words[1] for words in commands}
     for words in commands:
         arguments = [word for word in words[1:] if word != "..."]
-        needed = NEEDED.get(words[1], []) if len(words) == 2 else []
+        needed = NEEDED.get(" ".join(words[1:]), [])
         assert parser.parse_args(arguments + needed).command == words[1]
 
 

@@ -100,7 +100,7 @@ def made(folder: Path, tiny, study, server, host_keys, seeds=(1, 2)):
     folder.mkdir(parents=True)
     write_judges(folder, tiny, server)
     write_experiment(
-        folder, tiny, variants={"orpo": None}, seeds=list(seeds), study=study, common={"learning_rate": 0.03}
+        folder, tiny, variants={"orpo": None}, seeds=list(seeds), study=study, common={"learning_rate": 0.015}
     )
     return read_experiment(folder, "cpu", host_keys=host_keys, with_files=True)
 
@@ -205,7 +205,7 @@ def test_margins_are_those_that_were_measured(methods):
 def test_the_planted_judge_is_exposed(methods):
     found = result(methods[1], "agreement", "all")
     rows = {row["name"]: row for row in found["judges"]["first"]["position"]}
-    assert rows["first_position"]["value"] > 0.5  # equal answers are ties
+    assert rows["first_position"]["value"] > 0.5, rows  # equal answers are ties
     assert found["judges"]["first"]["repeat"]["value"] == 1
     labels = found["labels"]
     assert {row["first"] for row in labels["with_labels"]} == {
@@ -222,8 +222,9 @@ def test_the_planted_judge_is_exposed(methods):
 def test_the_report_of_the_methods(methods):
     html = report_of(methods[0], methods[1])
     for text in (
-        "Which methods agree", "first favours the answer shown first", "No people&#39;s ratings were given",
-        "What judges are worth", "Pairs whose better answer is known", "What to choose by", "Sensitivity to prompts",
+        "Which methods agree", "of its verdicts) and says the same in both orders of",
+        "No people&#39;s ratings were given", "What judges are worth", "Pairs whose better answer is known",
+        "What to choose by", "Sensitivity to prompts",
     ):  # fmt: skip
         assert text in html, text
     markdown = (methods[1] / "report.md").read_text()

@@ -1,5 +1,6 @@
 """What is asked of alpaca_eval: its annotators, its parsers, its win rates; and what has to be done for it to work."""
 
+import hashlib
 import importlib
 import logging
 import tempfile
@@ -15,9 +16,9 @@ import yaml
 from .judge import PARSERS, Judge
 
 CONFIG = "configs.yaml"
-PROMPT = (
-    "{question}"  # the whole prompt, made by us: alpaca_eval would take "{output_2}" in an answer for a placeholder
-)
+# Its prompts are numbers, which stand for questions made by us: in a prompt it would take "{output_2}" in an answer for
+# a placeholder, and its tables (pandas) take texts for the same that differ behind a NUL.
+PROMPT = "{question}"
 
 
 def alpaca(name: str = "alpaca_eval") -> ModuleType:
@@ -82,9 +83,17 @@ def annotate(
             is_store_missing_annotations=False,
         )
         (single,) = annotator.annotators.values()
-        single.fn_completions = lambda prompts, **_: completions(prompts)
-        found = annotator(list(rows), chunksize=None)
-    return [row for row in found if row.get("preference") is not None and row["preference"] == row["preference"]]
+        single.fn_completions = lambda prompts, **_: completions([rows[int(place)]["question"] for place in prompts])
+        found = annotator([_stand_in(place, row) for place, row in enumerate(rows)], chunksize=None)
+    understood = [row for row in found if row.get("preference") is not None and row["preference"] == row["preference"]]
+    return [rows[int(row["question"])] | {"preference": row["preference"]} for row in understood]
+
+
+def _stand_in(place: int, row: dict[str, Any]) -> dict[str, str]:
+    """Return what stands for a row: equal texts stay equal, for equal answers are a tie."""
+    texts = ("instruction", "output_1", "output_2")
+    hashes = {key: hashlib.sha256(row[key].encode("utf-8", "surrogatepass")).hexdigest() for key in texts}
+    return hashes | {"question": str(place)}
 
 
 @contextmanager

@@ -120,7 +120,8 @@ class Judge:
     def question(self, instruction: str, output_1: str, output_2: str) -> str:
         """Return the prompt for two answers; what stands in the answers is never taken for a placeholder."""
         texts = dict(zip(FIELDS, (instruction, output_1, output_2), strict=True))
-        return re.sub(r"\{(instruction|output_1|output_2)\}", lambda found: texts[found[1]], self.prompt)
+        text = re.sub(r"\{(instruction|output_1|output_2)\}", lambda found: texts[found[1]], self.prompt)
+        return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # half a character cannot be sent
 
 
 def without_credentials(url: str) -> str:
