@@ -188,6 +188,25 @@ def test_all_methods_side_by_side(methods):
     assert found["provenance"]["versions"]["transformers"]
 
 
+def test_a_part_that_failed_is_in_status_and_report(methods, capsys):
+    from ledpo_plugin.cli import main
+
+    experiment, results, _ = methods
+    folder = results / "study/judge/first"
+    kept = (folder / "result.json").read_text()
+    state = json.loads((folder / "state.json").read_text())
+    try:
+        (folder / "result.json").unlink()
+        write_json(folder / "state.json", state | {"phase": "failed", "error": "the judge is gone"})
+        assert main(["status", str(results)]) == 1
+        assert "study: judge first                      failed       the judge is gone" in capsys.readouterr().out
+        assert "Of the study, judge first is not finished: the judge is gone." in report_of(experiment, results)
+    finally:
+        (folder / "result.json").write_text(kept)
+        write_json(folder / "state.json", state)
+    assert main(["status", str(results)]) == 0
+
+
 def test_margins_are_those_that_were_measured(methods):
     results = methods[1]
     found = result(results, "agreement", "all")

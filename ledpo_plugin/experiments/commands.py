@@ -8,7 +8,7 @@ from typing import Any
 from .definition import Experiment, folder_of, is_experiment
 from .problems import ExperimentError
 from .reading import examine, profiles_of, read_experiment
-from .store import ResultsError, read_results, runs_in, state_of, states_of
+from .store import ResultsError, read_results, runs_in, state_of, states_of, study_states
 
 
 def host_keys() -> Mapping[str, Any]:
@@ -69,7 +69,11 @@ def status(args: argparse.Namespace) -> int:
     for run_, state in zip(runs, states, strict=True):
         print("  " + line_of(run_, state))
     print(summary(states, at_work or 1, guess))
-    return 1 if any(state["phase"] == "failed" for state in states) else 0
+    parts = study_states(results)
+    for name, state in parts.items():
+        error = str(state.get("error") or "").splitlines()
+        print(f"  study: {name:<32} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
+    return 1 if any(state["phase"] == "failed" for state in [*states, *parts.values()]) else 0
 
 
 def report(args: argparse.Namespace) -> int:

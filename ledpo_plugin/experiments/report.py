@@ -8,11 +8,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .blocks import Section
-from .collected import Collected, collect
+from .blocks import Paragraph, Section
+from .collected import FINISHED, Collected, collect
 from .files import write_text
 from .plain_text import fenced, markdown, visible
 from .sections import sections
+from .store import study_states
 from .summary import summarise
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "results.json"
@@ -62,7 +63,15 @@ def study_sections(found: Collected) -> list[Section]:
         return []
     from eval_harness.studies import study_of
 
-    return study_of(study["kind"]).sections(found)
+    open_parts = {name: state for name, state in study_states(found.folder).items() if state["phase"] != FINISHED}
+    notices = [
+        Paragraph(f"Of the study, {name} is not finished: {state.get('error') or state['phase']}.", "warning")
+        for name, state in open_parts.items()
+    ]
+    return [
+        *([Section("study-open", "What is missing of the study", notices)] if notices else []),
+        *study_of(study["kind"]).sections(found),
+    ]
 
 
 def _environment(*, html: bool) -> Environment:

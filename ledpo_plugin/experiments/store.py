@@ -198,6 +198,12 @@ def state_of(folder: Path) -> dict[str, Any]:
     return {**state, "phase": phase}
 
 
+def study_states(results: Path) -> dict[str, dict[str, Any]]:
+    """Return the state of every part of the experiment's study that has a folder, by what it is and its name."""
+    folders = sorted(path.parent for path in results.glob(f"study/*/*/{JOB}"))
+    return {f"{folder.parent.name} {folder.name}": state_of(folder) for folder in folders}
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether a run has its result; it is written last."""
     return (folder / RESULT).is_file()
