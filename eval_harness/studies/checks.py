@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_files import DATA_CONFIG
 from ledpo_plugin._recipe_problem import unknown
-from ledpo_plugin.experiments.checks import read_registry
+from ledpo_plugin.experiments.checks import registries
 from ledpo_plugin.experiments.definition import Variant
 from ledpo_plugin.experiments.problems import Found
 
@@ -85,11 +84,7 @@ def _check_prompts(value: Any, where: str, variants: Sequence[Variant], with_fil
         found.number(count, f"{where}.{name}")
     if not with_files:
         return
-    for folder in dict.fromkeys(variant.recipe.get("dataset_dir") or "data" for variant in variants if variant.recipe):
-        try:
-            known = read_registry(Path(folder) / DATA_CONFIG)
-        except (OSError, ValueError):
-            continue  # said of the recipes
+    for folder, known in registries(variants):
         found.problems += [unknown(where, name, f"data set in {folder}", known) for name in counts if name not in known]
 
 

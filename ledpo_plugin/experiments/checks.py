@@ -112,11 +112,7 @@ def check_data(
     """Check the held-out data sets against the registries of the recipes' `dataset_dir`."""
     if not with_files:
         return
-    for folder in dict.fromkeys(variant.recipe.get("dataset_dir") or "data" for variant in variants if variant.recipe):
-        try:
-            known = read_registry(Path(folder) / DATA_CONFIG)
-        except (OSError, ValueError):
-            continue  # said of the recipes
+    for folder, known in registries(variants):
         for kind, name in held_out(evaluation):
             entry = known.get(name)
             if entry is None:
@@ -125,6 +121,15 @@ def check_data(
                 is_of = "pairs" if entry.get("ranking") is True else "single answers"
                 why = f"it is a data set of {is_of}"
                 found.say(f"{where}.evaluation.{kind}", name, why, "name one of the other kind")
+
+
+def registries(variants: Sequence[Variant]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every `dataset_dir` of the recipes with its registry; one that cannot be read is said of the recipes."""
+    for folder in dict.fromkeys(variant.recipe.get("dataset_dir") or "data" for variant in variants if variant.recipe):
+        try:
+            yield folder, read_registry(Path(folder) / DATA_CONFIG)
+        except (OSError, ValueError):
+            continue
 
 
 def held_out_names(evaluation: Mapping[str, Any]) -> list[str]:
