@@ -140,9 +140,7 @@ def _gained(won: Mapping[Any, float], base: str, own: str, prompts: Sequence[Map
     if own == base:
         return np.full(len(prompts), 0.5 if won else math.nan)
     first, second = sorted((base, own))
-    found = [
-        won.get((row["prompt"].strip(), first, second), won.get((row["prompt"], first, second))) for row in prompts
-    ]
+    found = [won.get((row["prompt"].strip(), first, second)) for row in prompts]
     return np.asarray([math.nan if g is None else (g if first == own else 1 - g) for g in found], dtype=float)
 
 
@@ -234,8 +232,7 @@ def _of_judge(job: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, 
     scores: dict[str, dict[str, float]] = {}
     for key in {model for verdict in verdicts for model in (verdict.model_1, verdict.model_2)}:
         for row in read_outputs(Path(job["outputs"][key])):
-            for item in {row["instruction"], row["instruction"].strip()}:
-                scores.setdefault(item, {})[key] = float(len(row["output"]))
+            scores.setdefault(row["instruction"].strip(), {})[key] = float(len(row["output"]))
     rates = []
     for base, own in compared(job):
         rates += win_rate_rows(win_rate(verdicts, name, own, base))

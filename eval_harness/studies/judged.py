@@ -68,7 +68,7 @@ def port_of(base_url: str | None) -> int:
 
 
 def read_verdicts(folder: Path) -> list[Verdict]:
-    """Return a judge's verdicts.
+    """Return a judge's verdicts; items are prompts, without space around them.
 
     Raises:
         RuntimeError: they are not there.
@@ -76,4 +76,4 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     rows = read_json(folder / VERDICTS)
     if not isinstance(rows, list):
         raise RuntimeError(f"{folder / VERDICTS} is missing or damaged. Delete {folder} and run this again.")
-    return [Verdict(**row) for row in rows]
+    return [Verdict(**row | {"item": row["item"].strip()}) for row in rows]

@@ -19,6 +19,7 @@ from eval_harness.agreement.tables import figure_row, length_rows, position_rows
 from eval_harness.agreement.verdicts import ScoreTable, Verdict
 from eval_harness.text import repetition
 from ledpo_plugin.experiments.collected import newest_columns
+from ledpo_plugin.experiments.files import read_json
 from ledpo_plugin.experiments.measured import OF_EACH_PAIR
 
 from .judged import read_verdicts
@@ -39,6 +40,7 @@ MEANINGS: Mapping[str, tuple[str, bool]] = {
     "repetition": ("share of 4-grams of the answer that occurred in it before", False),
 }
 OF_PAIRS = {"margin": "margin", "pair accuracy": "accuracy"}
+OF_START = {"margin": 0.0, "accuracy": 0.5}  # of the untrained model against itself
 
 
 def agreement(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
@@ -130,8 +132,6 @@ def _likelihoods(job: Mapping[str, Any], outputs: Mapping[str, Any], prompts: Se
     place = next((folder for name, folder in job["parts"].items() if name.startswith("likelihoods ")), None)
     if place is None:
         return []
-    from ledpo_plugin.experiments.files import read_json
-
     found = read_json(Path(place) / SCORES)
     likely = {name: per_token(columns, "reference_logps") for name, columns in found.items() if name in outputs}
     rewards = {name: columns["rewards"] for name, columns in found.items() if name in outputs}
@@ -140,25 +140,17 @@ def _likelihoods(job: Mapping[str, Any], outputs: Mapping[str, Any], prompts: Se
 
 def _of_measures(job: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
     """Return what was measured of the held-out pairs on the same prompts; the untrained model is its own reference."""
-    found: dict[str, dict[str, list[float | None]]] = {}
+    found: dict[str, dict[str, list[float | None]]] = {name: {} for name in (*OF_PAIRS, "pair log-probability")}
     for model, folder in job["measures"].items():
         columns = {name: newest_columns(Path(folder), f"pairs/{name}.json") for name in job["measured"]}
-        for row in prompts:
-            own = columns.get(row["dataset"])
-            # Rows that could not be used were left out of the measurement: then places do not tell the prompt.
-            whole = own is not None and len(own["margin"]) == row["of"]
-            at = {key: np.asarray([values[row["row"]]]) for key, values in own.items()} if whole else None
-            for name, short in OF_PAIRS.items():
-                value = float(OF_EACH_PAIR[short](at)[0]) if at else None
-                found.setdefault(name, {}).setdefault(model, []).append(value)
-                if model == next(iter(job["measures"])):
-                    tied = {"margin": 0.0, "accuracy": 0.5}[short] if at else None
-                    found[name].setdefault(START, []).append(tied)
-            for key, who in (("chosen_logps", model), ("reference_chosen_logps", START)):
-                if who == START and model != next(iter(job["measures"])):
-                    continue
-                value = float(at[key][0] / at["chosen_length"][0]) if at else None
-                found.setdefault("pair log-probability", {}).setdefault(who, []).append(value)
+        rows = [_of_row(columns.get(row["dataset"]), row) for row in prompts]
+        for name, short in OF_PAIRS.items():
+            found[name][model] = [None if own is None else float(OF_EACH_PAIR[short](own)[0]) for own in rows]
+            found[name][START] = [None if own is None else OF_START[short] for own in rows]
+        for who, key in ((model, "chosen_logps"), (START, "reference_chosen_logps")):
+            found["pair log-probability"][who] = [
+                None if own is None else float(own[key][0] / own["chosen_length"][0]) for own in rows
+            ]
     return [
         _table(name, values, prompts)
         for name, values in found.items()
@@ -166,11 +158,19 @@ def _of_measures(job: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -
     ]
 
 
+def _of_row(columns: Mapping[str, np.ndarray] | None, row: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """Return what was measured of a prompt's pair, each `[1]`; None where its place in the columns is not known."""
+    # Rows that could not be used were left out of the measurement: then places do not tell the prompt.
+    if columns is None or len(columns["margin"]) != row["of"]:
+        return None
+    return {key: values[[row["row"]]] for key, values in columns.items()}
+
+
 def _worse(job: Mapping[str, Any], tables: Sequence[ScoreTable]) -> dict[str, Any] | None:
     """Return by how much each method puts a variant that is known to be worse below the other trained ones.
 
     The difference of means over models, per prompt, turned so that above 0 the method sees it; with its interval over
-    prompts, and in standard deviations of those differences.
+    prompts.
     """
     if not job["worse"]:
         return None
@@ -260,14 +260,14 @@ def _of_margins(
     found: dict[str, Ratings] = {}
     for variant, model in sorted(first.items()):
         rated, start = {}, {}
+        columns = {name: newest_columns(Path(job["measures"][model]), f"pairs/{name}.json") for name in job["measured"]}
         for row in pairs:
-            columns = newest_columns(Path(job["measures"][model]), f"pairs/{row['dataset']}.json")
-            if columns is None or len(columns["margin"]) != row["of"]:
-                continue
-            item, at = row["prompt"].strip(), row["row"]
-            rated[(item,)] = float(side[item] * np.sign(columns["margin"][at]))
-            per = [columns[f"reference_{kind}_logps"][at] / columns[f"{kind}_length"][at] for kind in PAIR]
-            start[(item,)] = float(side[item] * np.sign(per[0] - per[1]))
+            own = _of_row(columns.get(row["dataset"]), row)
+            if own is not None:
+                item = row["prompt"].strip()
+                rated[(item,)] = float(side[item] * np.sign(own["margin"][0]))
+                per = [own[f"reference_{kind}_logps"][0] / own[f"{kind}_length"][0] for kind in PAIR]
+                start[(item,)] = float(side[item] * np.sign(per[0] - per[1]))
         if rated:
             found[f"margin of {variant}"] = rated
             found.setdefault("the likelier answer per token, untrained", start)
