@@ -381,6 +381,24 @@ def test_the_best_setting_and_those_that_cannot_be_told_from_it():
     assert _best_of({"only": noise}) is None
 
 
+def test_an_answer_is_scored_once(methods):
+    from eval_harness.generation import load
+    from eval_harness.studies.outputs import Scorer
+
+    loaded = load(methods[1] / "runs/ledpo/seed-1/train")
+    scorer = Scorer(loaded, ["river", "stone"], 2)
+    wanted = scorer.columns([[65, 66], [67]])
+    passes = []
+    handle = loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    assert scorer.columns([[65, 66], [67]]) == wanted
+    assert not passes
+    found = scorer.columns([[65, 66], [68, 69]])
+    handle.remove()
+    assert len(passes) == 2  # the new answer, by both models; betas are known
+    assert [values[0] for values in found.values()] == [values[0] for values in wanted.values()]
+    assert found["lengths"] == [2, 2]
+
+
 def test_terciles():
     assert _terciles([5, 1, None, 3, 2, 4, 6]) == {"low": [1, 4], "middle": [3, 5], "high": [0, 6]}
 

@@ -37,6 +37,7 @@ class Loaded:
     start: dict[str, Any] | None = None  # arguments of the model that training started from, if it is not below
     reference: dict[str, Any] | None = None  # those of a reference model of the run's own
     _models: dict[str, nn.Module] = field(default_factory=dict)
+    _betas: dict[tuple[int, ...], float] = field(default_factory=dict)  # of prompts that were asked for
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +110,13 @@ class Loaded:
         if not self.per_prompt:
             beta = self.strategy(BetaFeatures(size=1, training=False)).beta.item()
             return [beta] * len(ids)
-        found = []
+        asked = [prompt for prompt in dict.fromkeys(map(tuple, ids)) if prompt not in self._betas]
+        if asked:
+            self._betas |= zip(asked, self._betas_by_head(asked, batch_size), strict=True)
+        return [self._betas[tuple(prompt)] for prompt in ids]
+
+    def _betas_by_head(self, ids: Sequence[Sequence[int]], batch_size: int) -> list[float]:
+        found: list[float] = []
         with self._read_by_head() as model:
             if model.config.get_text_config().hidden_size != self.head["hidden_size"]:
                 raise HeadFileError(f"The head of {self.name} reads another width than the model's hidden state has.")

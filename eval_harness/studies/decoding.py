@@ -11,7 +11,7 @@ from ledpo_plugin.experiments.plan import Run
 from .checks import Given, judge_files
 from .judged import judge, pairs_of
 from .methods import check_decoding, check_serve, served_of
-from .outputs import BATCH, OUTPUTS, SCORES, read_outputs, read_prompts, score
+from .outputs import BATCH, OUTPUTS, SCORES, Scorer, read_outputs, read_prompts, score
 from .parts import Part, chosen_runs, digest, finished, model_of, part
 from .prompts import write_prompts
 
@@ -117,11 +117,12 @@ def work(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
 
 def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     """Have one model answer all prompts under every decoding; what is there already is kept."""
-    from eval_harness.generation import generate, load, read_decoding, score_outputs
+    from eval_harness.generation import generate, load, read_decoding
 
     model = job["model"]
     loaded = load(**model["load"])
     prompts = [row["prompt"] for row in read_prompts(job)]
+    scorer = Scorer(loaded, prompts, job["batch_size"])
     found: dict[str, str] = {}
     speed: dict[str, dict[str, float]] = {}
     left_out = []
@@ -141,9 +142,12 @@ def _decode(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
             rows = [{**row, "generator": key} for row in rows]
             write_json(place / OUTPUTS, rows)
             found[key] = digest(rows)
-            if (read_json(place / SCORES) or {}).get("outputs_sha256") != found[key]:
-                own = score_outputs(loaded, prompts, [row["ids"] for row in rows], batch_size=job["batch_size"])
-                write_json(place / SCORES, {"outputs_sha256": found[key], "columns": own})
+            ids = [row["ids"] for row in rows]
+            scored = read_json(place / SCORES) or {}
+            if scored.get("outputs_sha256") != found[key]:
+                scored = {"outputs_sha256": found[key], "columns": scorer.columns(ids)}
+                write_json(place / SCORES, scored)
+            scorer.remember(ids, scored["columns"])
             seconds = sum(row["seconds"] for row in rows)
             tokens = sum(row["tokens"] for row in rows)
             speed[key] = {"seconds": seconds, "tokens": tokens}

@@ -57,6 +57,33 @@ def read_outputs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+class Scorer:
+    """Scores answers to a study's prompts; an answer that was scored before is not scored again."""
+
+    def __init__(self, loaded: Any, prompts: Sequence[str], batch_size: int):
+        """Take the model, the prompts, and how many answers go through it at a time."""
+        self.loaded, self.prompts, self.batch_size = loaded, list(prompts), batch_size
+        self.known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
+
+    def remember(self, answers: Sequence[Sequence[int]], columns: Mapping[str, Sequence[Any]]) -> None:
+        """Take what is known of an answer to each prompt."""
+        for place, ids in enumerate(answers):
+            self.known[place, tuple(ids)] = {key: values[place] for key, values in columns.items()}
+
+    def columns(self, answers: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+        """Return the columns of `score_outputs` of an answer to each prompt."""
+        from eval_harness.generation import score_outputs
+
+        keys = [(place, tuple(ids)) for place, ids in enumerate(answers)]
+        asked = [key for key in keys if key not in self.known]
+        if asked:
+            prompts = [self.prompts[place] for place, _ in asked]
+            found = score_outputs(self.loaded, prompts, [ids for _, ids in asked], batch_size=self.batch_size)
+            for index, key in enumerate(asked):
+                self.known[key] = {name: values[index] for name, values in found.items()}
+        return {name: [self.known[key][name] for key in keys] for name in self.known[keys[0]]}
+
+
 def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     """Have one trained model and the one it started from say how likely every answer of every model is.
 
@@ -68,10 +95,10 @@ def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
 
         log: called with sentences.
     """
-    from eval_harness.generation import load, score_outputs
+    from eval_harness.generation import load
 
     loaded = load(**job["by"]["load"])
-    prompts = [row["prompt"] for row in read_prompts(job)]
+    scorer = Scorer(loaded, [row["prompt"] for row in read_prompts(job)], job["batch_size"])
     found = {}
     answers = {name: [row["ids"] for row in read_outputs(Path(place))] for name, place in job["outputs"].items()}
     answers[DATA] = [_ids(loaded, row["prompt"], row.get("chosen")) for row in read_prompts(job)]
@@ -79,16 +106,19 @@ def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         own = _scored_before(job, name)
         if own is not None:
             found[name] = own
+            scorer.remember(ids, own)
+    for name, ids in answers.items():
+        if name in found:
             continue
         path = folder / "models" / f"{safe(name)}.json"
         key = digest([ids, job["by"]])
         kept = read_json(path)
         if not isinstance(kept, dict) or kept.get("of") != key:
-            columns = score_outputs(loaded, prompts, ids, batch_size=job["batch_size"])
-            kept = {"of": key, "columns": columns}
+            kept = {"of": key, "columns": scorer.columns(ids)}
             write_json(path, kept)
             log(f"{name}: {len(ids)} answers scored")
         found[name] = kept["columns"]
+        scorer.remember(ids, found[name])
     write_json(folder / SCORES, found)
     return {"by": job["by"], "models": list(found)}
 
