@@ -50,6 +50,20 @@ def test_every_run_finished_and_kept_to_the_budget(name):
     assert set(seeds) <= set(declared.get("variants", DEFINITIONS[name]["variants"]))
 
 
+def test_studies_have_all_their_methods_and_settings():
+    study = results("evaluation_methods_impact")["study"]
+    assert len(study["compared"]["models"]) == 13  # four variants of three seeds, and the untrained one
+    assert len(study["judges"]) == 3
+    assert {row["name"] for row in study["worse"]["rows"]} == set(study["compared"]["methods"])
+    assert study["labels"]["n"] >= 30
+    study = results("inference_optimization_impact")["study"]
+    declared = DEFINITIONS["inference_optimization_impact"]["profiles"]["cpu"]["study"]
+    ours = {row["decoding"] for row in study["settings"] if row["model"] == "ledpo-1"}
+    assert ours == set(declared["decodings"])
+    assert len(study["judges"]) == 1
+    assert study["provenance"]["versions"]["torch"]
+
+
 def test_at_least_four_losses():
     recipes = set(results("loss_variants_impact")["labels"])
     assert len(recipes & {"dpo", "ledpo", "ipo", "orpo", "simpo", "kto"}) >= 4

@@ -23,6 +23,7 @@ class Study(Protocol):
 
     KEYS: Sequence[str]  # of `study` in experiment.yaml, beside those that all kinds have
     NEEDED: Sequence[str]
+    LAST: str  # the kind of the part that holds every figure of the study
 
     def check(self, given: "Given") -> None:
         """Say what is wrong with the study's own keys."""

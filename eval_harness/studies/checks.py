@@ -13,7 +13,7 @@ from ledpo_plugin.experiments.problems import Found
 from . import STUDIES, study_of
 
 # Keys that every kind of study has.
-COMMON = ("kind", "prompts", "max_new_tokens", "batch_size", "judges", "judge_prompts", "seeds")
+COMMON = ("kind", "note", "prompts", "max_new_tokens", "batch_size", "judges", "judge_prompts", "seeds")
 NEEDED = ("kind", "prompts", "max_new_tokens")
 
 
@@ -65,6 +65,8 @@ def check_study(
     for key in ("max_new_tokens", "batch_size", "judge_prompts"):
         if given.get(key) is not None:
             found.number(given[key], f"{where}.{key}")
+    if given.get("note") is not None and not isinstance(given["note"], str):
+        found.say(f"{where}.note", given["note"], "a text is expected here", "write what a reader must know first")
     _check_prompts(given.get("prompts"), f"{where}.prompts", variants, with_files, found)
     own_seeds = given.get("seeds")
     if own_seeds is not None and (not isinstance(own_seeds, list) or not own_seeds or not set(own_seeds) <= set(seeds)):

@@ -17,6 +17,7 @@ from .prompts import write_prompts
 
 KEYS = ("decodings", "baseline", "samples", "reward", "repeats", "serve")
 NEEDED = ("decodings", "baseline")
+LAST = "summary"
 SEED = 1  # of the first sample; the others count on from it
 
 

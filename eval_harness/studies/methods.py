@@ -15,6 +15,7 @@ from .prompts import write_prompts
 
 KEYS = ("decoding", "labels", "reward", "reference", "human", "repeats", "serve", "worse")
 NEEDED = ("judges",)
+LAST = "agreement"
 GREEDY = {"method": "greedy"}
 LABELS = ("chosen", "rejected")  # the answers of a data set's pairs, as models
 

@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from .blocks import Paragraph, Section
 from .collected import FINISHED, Collected, collect
-from .files import write_text
+from .files import read_json, write_text
 from .plain_text import fenced, markdown, visible
 from .sections import sections
-from .store import study_states
+from .store import RESULT, study_states
 from .summary import summarise
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "results.json"
@@ -37,7 +37,7 @@ def write_report(
         OSError: the folder cannot be written; an older report is untouched.
     """
     found = collect(results, definition, states)
-    summary = summarise(found)
+    summary = summarise(found) | {"study": study_figures(found)}
     page = {
         "title": str(definition.get("title") or definition.get("name") or "Experiment"),
         "name": str(definition.get("name") or ""),
@@ -56,6 +56,16 @@ def write_report(
     return [Path(results) / name for name in texts]
 
 
+def study_figures(found: Collected) -> dict[str, Any] | None:
+    """Return every figure of the experiment's study; None where it has none, or did not come to its end."""
+    study = found.profile.get("study")
+    if not study:
+        return None
+    from eval_harness.studies import study_of
+
+    return read_json(found.folder / "study" / study_of(study["kind"]).LAST / "all" / RESULT)
+
+
 def study_sections(found: Collected) -> list[Section]:
     """Return what the report shows of the experiment's study; nothing where it has none."""
     study = found.profile.get("study")
@@ -68,8 +78,10 @@ def study_sections(found: Collected) -> list[Section]:
         Paragraph(f"Of the study, {name} is not finished: {state.get('error') or state['phase']}.", "warning")
         for name, state in open_parts.items()
     ]
+    if study.get("note"):
+        notices.insert(0, Paragraph(str(study["note"]), "warning"))
     return [
-        *([Section("study-open", "What is missing of the study", notices)] if notices else []),
+        *([Section("study-open", "Before you read", notices)] if notices else []),
         *study_of(study["kind"]).sections(found),
     ]
 
