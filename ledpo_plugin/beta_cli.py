@@ -16,6 +16,7 @@ from .hparams import HEAD_MODES
 from .logps import IGNORE
 from .run_record import read_record
 
+NOT_ASKED = ("system", "gpt", "assistant")  # who speaks in turns that are no prompt
 PROMPT_KEYS = ("prompt", "instruction", "question", "query", "text")
 
 
@@ -26,13 +27,15 @@ def read_prompts(path: str | Path) -> list[str]:
         ValueError: the file holds no prompt, or a record without one; the message says which and what is expected.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
+    # Only a newline ends a line: str.splitlines would also break at U+2028 within a text.
+    lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".jsonl":
-        records: Iterable[Any] = [json.loads(line) for line in text.splitlines() if line.strip()]
+        records: Iterable[Any] = [json.loads(line) for line in lines]
     elif path.suffix == ".json":
         records = json.loads(text)
     else:
-        records = [line for line in text.splitlines() if line.strip()]
+        records = [line.rstrip("\r") for line in lines]
     if not isinstance(records, list):
         raise ValueError(f"{path} holds one {type(records).__name__}; a list of prompts or records is expected.")
     prompts = [_prompt_of(record, index, path) for index, record in enumerate(records)]
@@ -49,8 +52,10 @@ def _prompt_of(record: Any, index: int, path: Path) -> str:
             if isinstance(record.get(key), str):
                 return "\n".join(part for part in (record[key], record.get("input")) if part)
         turns = record.get("conversations") or record.get("messages")
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            content = turns[0].get("value", turns[0].get("content"))
+        turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        asked = [turn for turn in turns if turn.get("from", turn.get("role")) not in NOT_ASKED]
+        if asked:
+            content = asked[0].get("value", asked[0].get("content"))
             if isinstance(content, str):
                 return content
     raise ValueError(

@@ -346,6 +346,38 @@ def test_loading_says_what_is_missing(tiny, run, tmp_path):
     assert "rewards" not in score_outputs(plain, ["engine"], [[65]])
 
 
+def test_a_changed_weight_file_is_another_model(run, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    before = load(copy).identity
+    assert load(copy).identity == before
+    path = copy / "adapter_model.safetensors"
+    text = bytearray(path.read_bytes())
+    text[-1] ^= 1
+    path.write_bytes(bytes(text))
+    assert load(copy).identity != before
+
+
+def test_whole_numbers_in_yaml_are_numbers(loaded):
+    decoding = read_decoding({"method": "sample", "temperature": 1, "top_k": 3.0, "repetition_penalty": 1})
+    assert generate(loaded, PROMPTS[:1], decoding, max_new_tokens=2)
+    with pytest.raises(DecodingError, match="typical_p"):
+        read_decoding({"method": "sample", "typical_p": 1.0})
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        generate(loaded, PROMPTS[:1], decoding, batch_size=0)
+    with pytest.raises(KeyError, match="Did you mean 'transformers'"):
+        generate(loaded, PROMPTS[:1], decoding, backend="transformer")
+
+
+def test_a_beta_that_depends_on_answers_gives_no_rewards(tiny, tmp_path):
+    found = load(train(tiny.recipe(tmp_path / "run", beta_mode="beta_dpo", max_steps=1)))
+    assert not found.has_beta
+    scores = score_outputs(found, ["engine"], [[65]])
+    assert "rewards" not in scores
+    assert scores["reference_logps"][0] is not None
+
+
 def test_vllm_is_asked_for_by_name_only(loaded):
     with pytest.raises(RuntimeError, match="pip install vllm"):
         generate(loaded, PROMPTS[:1], read_decoding({}), backend="vllm")
@@ -393,6 +425,17 @@ def test_bad_prompts_are_refused_before_a_model_loads(tmp_path, capsys, text, na
     arguments = ["eval", "generate", "no/such/model", "--prompts", str(path), "--output", str(tmp_path / "o.json")]
     assert main(arguments) == 1
     assert part in capsys.readouterr().err
+
+
+def test_prompts_of_files_in_other_shapes(tmp_path):
+    from eval_harness.generation.prompts import prompts_of_file
+
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a\u2028b"}\n{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}\n'
+    )
+    (tmp_path / "p.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    assert prompts_of_file(tmp_path / "p.jsonl") == ["a\u2028b", "u"]
+    assert prompts_of_file(tmp_path / "p.txt") == ["one", "two"]
 
 
 def test_greedy_wins_over_no_flag_and_flags_must_fit(tmp_path, capsys):

@@ -28,6 +28,10 @@ def _run(args: argparse.Namespace) -> int:
 
     from .prompts import PromptError, prompts_of_dataset, prompts_of_file
 
+    for key in ("batch_size", "max_new_tokens", "limit"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise ValueError(f"--{key.replace('_', '-')} is {value}; at least 1 is needed. Set it to 1 or more.")
     decoding = _decoding(args)
     if (args.prompts is None) == (args.dataset is None):
         raise PromptError("Give prompts by exactly one of --prompts FILE and --dataset NAME.")

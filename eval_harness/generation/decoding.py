@@ -18,7 +18,7 @@ SAME = 1e-6  # deviation of ln beta below which betas differ by rounding alone
 RANGES: Mapping[str, tuple[float, float, bool]] = {
     "temperature": (0.0, 100.0, False),
     "top_p": (0.0, 1.0, False),
-    "typical_p": (0.0, 1.0, False),
+    "typical_p": (0.0, 0.999999, False),  # 1 would filter nothing
     "min_p": (0.0, 1.0, True),
     "top_k": (1, 1_000_000, True),
     "num_beams": (2, 64, True),
@@ -103,7 +103,8 @@ def read_decoding(given: "Mapping[str, Any] | Decoding | str | Path") -> Decodin
         problems += found
     if problems:
         raise DecodingError(listing("The decoding", problems, "nothing was generated"))
-    return Decoding(**values | {"method": method, "adaptive": adaptive})
+    kinds = {key: int(values[key]) if key in WHOLE else float(values[key]) for key in RANGES if key in values}
+    return Decoding(**values | kinds | {"method": method, "adaptive": adaptive})
 
 
 def _out_of_range(key: str, value: Any) -> list[Problem]:

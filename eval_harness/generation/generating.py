@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from ledpo_plugin.experiments.files import read_json, write_json
 from ledpo_plugin.experiments.generations import cut_at_stop, left_padded, no_settings_of_its_own
+from ledpo_plugin.lookup import lookup
 
 from .decoding import Decoding, adapted
 from .loading import Loaded
@@ -53,11 +54,15 @@ def generate(
         the adapted setting.
 
     Raises:
-        ValueError: the decoding follows beta(x), and the model has none; or there is no prompt.
+        ValueError: the decoding follows beta(x), and the model has none; there is no prompt; or a number is below 1.
+        KeyError: the backend is unknown.
         RuntimeError: the backend is not installed.
     """
     if not prompts:
         raise ValueError("There is no prompt to answer. Give one at least.")
+    if batch_size < 1 or max_new_tokens < 1:
+        raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; set both to 1 or more.")
+    answer = lookup(BACKENDS, "backend", backend)
     betas = loaded.betas(prompts) if loaded.per_prompt else None
     values = None
     if decoding.adaptive is not None:
@@ -89,20 +94,18 @@ def generate(
         if not isinstance(kept, dict) or kept.get("key") != key:
             started = time.monotonic()
             texts = [prompts[place] for place in part]
-            answers = BACKENDS[backend](
-                loaded, texts, [ids[place] for place in part], decoding, own, seed, max_new_tokens
-            )
+            answers = answer(loaded, texts, [ids[place] for place in part], decoding, own, seed, max_new_tokens)
             kept = {"key": key, "rows": answers, "seconds": time.monotonic() - started}
             if path:
                 write_json(path, kept)
-        for place, answer in zip(part, kept["rows"], strict=True):
+        for place, found in zip(part, kept["rows"], strict=True):
             row = {
                 "instruction": prompts[place],
-                "output": loaded.tokenizer.decode(answer["ids"], skip_special_tokens=True),
+                "output": loaded.tokenizer.decode(found["ids"], skip_special_tokens=True),
                 "generator": loaded.name,
-                "ids": answer["ids"],
-                "tokens": len(answer["ids"]),
-                "ended": answer["ended"],
+                "ids": found["ids"],
+                "tokens": len(found["ids"]),
+                "ended": found["ended"],
                 "prompt_tokens": len(ids[place]),
                 "seconds": kept["seconds"] / len(part),
             }

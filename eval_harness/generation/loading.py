@@ -16,7 +16,7 @@ from ledpo_plugin.betas import BETAS, BetaFeatures, BetaStrategy
 from ledpo_plugin.forward import forward_rows
 from ledpo_plugin.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
 from ledpo_plugin.hparams import HEAD_MODES
-from ledpo_plugin.quickstart.downloads import sha256_of
+from ledpo_plugin.reference_cache import default_folder, files_hash
 from ledpo_plugin.run_record import RECORD, read_record
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -43,6 +43,11 @@ class Loaded:
     def device(self) -> torch.device:
         """Where inputs go."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def has_beta(self) -> bool:
+        """Whether beta can be told from the prompt alone."""
+        return self.head is not None and BETAS[self.head["beta_mode"]].cls.needs <= {"hidden", "prompt_nll"}
 
     @property
     def per_prompt(self) -> bool:
@@ -93,7 +98,7 @@ class Loaded:
 
     @torch.no_grad()
     def betas_of(self, ids: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
-        """Return beta(x) of prompts, given as tokens; a run's one beta where it has only one.
+        """Return beta(x) of prompts, given as tokens; a run's one beta where it has only one (see `has_beta`).
 
         Raises:
             ValueError: there is no head, or beta depends on answers and not on the prompt alone.
@@ -102,7 +107,7 @@ class Loaded:
         if self.head is None:
             raise ValueError(f"{self.name} has no beta head ({CONFIG}): name the folder of a LEDPO run.")
         mode = self.head["beta_mode"]
-        if not BETAS[mode].cls.needs <= {"hidden", "prompt_nll"}:
+        if not self.has_beta:
             raise ValueError(
                 f"{self.name} has beta_mode {mode}, which decides beta from the answers of a batch: it has no "
                 "beta(x). Name a run with beta_mode head, ppl, global or fixed."
@@ -150,7 +155,7 @@ def load(
         trust_remote_code: let the model's own code run.
 
     Raises:
-        ValueError: the template is missing, or given for a run; or the weights are no safetensors.
+        ValueError: the template is missing, or given for a run; or the run's weights do not fit its base any more.
         FileNotFoundError: a path does not exist.
     """
     path = Path(run_or_model)
@@ -180,6 +185,11 @@ def load(
 def _load_run(run: Path, trust_remote_code: bool) -> Loaded:
     record = read_record(run)
     recipe = record["recipe"]
+    if recipe.get("pissa_init"):
+        raise ValueError(
+            f"{run} was trained with pissa_init: true, which rewrote the base weights, so that its adapter does not fit "
+            "a base that is loaded anew. Export the run with llamafactory-cli export, and name the exported model."
+        )
     below = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
     before = recipe.get("adapter_name_or_path")
     # Adapters of the recipe are part of the start, but for the last one where training went on with it.
@@ -226,8 +236,6 @@ def _with_adapter(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _identity(known: Any, folder: Path) -> str:
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    weights = [(path.name, sha256_of(path)) for path in files if path.stat().st_size < 2**30]
-    weights += [(path.name, path.stat().st_size) for path in files if path.stat().st_size >= 2**30]
-    text = json.dumps([known, weights], sort_keys=True, default=str)
+    """Return 16 hex digits of what was loaded: the settings, and every weight file of the folder or the hub name."""
+    text = json.dumps([known, files_hash(str(folder), default_folder())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

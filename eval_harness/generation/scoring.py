@@ -26,8 +26,10 @@ def score_outputs(
 
     Returns:
         `logps` (nats, summed over the answer), `lengths` (tokens), `entropy` (of the next token, nats, mean over the
-        answer); of a trained run also `reference_logps` (by the model that training started from), and `rewards`,
-        beta(x) times the difference of the two, where beta is one of the prompt alone. None for an empty answer.
+        answer); of a trained run also `reference_logps` (by the model that training started from, whatever reference it
+        was trained against), and `rewards`, beta(x) times the difference of the two, unless beta depends on more than
+        the prompt. None for an empty answer. What ended an answer is no part of it, so that answers that were cut off
+        and those that ended are scored alike; in training it counts.
     """
     ids = loaded.encode(prompts)
     lengths = [len(answer) for answer in answers]
@@ -37,7 +39,7 @@ def score_outputs(
         return found
     with loaded.at_start() as start:
         found["reference_logps"], _ = _pass(loaded, start, ids, answers, batch_size, entropy=False)
-    if loaded.head is not None:
+    if loaded.has_beta:
         betas = loaded.betas(prompts, batch_size)
         found["rewards"] = [
             None if ours is None else beta * (ours - theirs)

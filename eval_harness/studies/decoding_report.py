@@ -38,6 +38,10 @@ def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
             row = named(result["best"], model=model, group="all prompts", metric=metric)
             if row:
                 blocks.append(Paragraph(f"{label}: {_best_words(row)}", "answer"))
+    for model, groups in result["same"].items():
+        for group in groups:
+            text = f"{names[model]} gave the same answers to all prompts under {' and '.join(group)}."
+            blocks.append(Paragraph(text))
     for model, left_out in result["left_out"].items():
         text = f"{names[model]} has no beta(x), so that {', '.join(left_out)} could not be run with it."
         blocks.append(Paragraph(text))

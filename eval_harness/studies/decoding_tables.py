@@ -64,6 +64,7 @@ def summary(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         "decodings": job["decodings"],
         "baseline": job["baseline"],
         "left_out": job["left_out"],
+        "same": _same(job),
         "metrics": {name: {"meaning": text, "better": better} for name, (text, better) in METRICS.items()},
         "n": len(prompts),
         "kinds": {name: {group: len(places) for group, places in groups.items()} for name, groups in kinds.items()},
@@ -77,6 +78,19 @@ def summary(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         "judges": [_of_judge(job, own) for own in verdicts],
         "trained": _trained(job, values, verdicts),
     }  # fmt: skip
+
+
+def _same(job: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Return, per model, the settings whose first samples are the same for every prompt: what they filter is alike."""
+    found: dict[str, list[list[str]]] = {}
+    for model in (one["model"] for one in job["models"]):
+        groups: dict[str, list[str]] = {}
+        for name in job["decodings"]:
+            place = job["outputs"].get(key_of(model, name, 0))
+            if place:
+                groups.setdefault(str([row["ids"] for row in read_outputs(Path(place))]), []).append(name)
+        found[model] = [names for names in groups.values() if len(names) > 1]
+    return found
 
 
 # ---- values of each prompt

@@ -98,6 +98,11 @@ def score(folder: Path, job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     from eval_harness.generation import load
 
     loaded = load(**job["by"]["load"])
+    if not loaded.has_beta:
+        raise ValueError(
+            f"{job['by']['model']} has no beta(x), so that it gives no implicit rewards. Name a variant under `reward` "
+            "whose beta_mode is head, ppl, global or fixed."
+        )
     scorer = Scorer(loaded, [row["prompt"] for row in read_prompts(job)], job["batch_size"])
     found = {}
     answers = {name: [row["ids"] for row in read_outputs(Path(place))] for name, place in job["outputs"].items()}
