@@ -187,8 +187,8 @@ def _load_run(run: Path, trust_remote_code: bool) -> Loaded:
     recipe = record["recipe"]
     if recipe.get("pissa_init"):
         raise ValueError(
-            f"{run} was trained with pissa_init: true, which rewrote the base weights, so that its adapter does not fit "
-            "a base that is loaded anew. Export the run with llamafactory-cli export, and name the exported model."
+            f"{run} was trained with pissa_init: true, which rewrote the base weights, so that its adapter does not "
+            "fit a base that is loaded anew. Export the run with llamafactory-cli export, and name the exported model."
         )
     below = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
     before = recipe.get("adapter_name_or_path")

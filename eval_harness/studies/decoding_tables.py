@@ -19,6 +19,7 @@ from ledpo_plugin.experiments.files import read_json
 from .decoding import compared, key_of
 from .judged import read_verdicts
 from .outputs import DATA, SCORES, per_token, read_outputs, read_prompts
+from .parts import known_of
 
 TERCILES = ("low", "middle", "high")
 # Metric -> what it is, and whether more of it is better (1), worse (-1) or neither (0).
@@ -60,7 +61,7 @@ def summary(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     kinds = _kinds(job, prompts)
     log(f"{len(values)} sets of settings, {len(prompts)} prompts, {len(verdicts)} judges")
     return {
-        "models": job["models"],
+        "models": known_of(job["models"]),
         "decodings": job["decodings"],
         "baseline": job["baseline"],
         "left_out": job["left_out"],

@@ -24,7 +24,7 @@ from ledpo_plugin.experiments.measured import OF_EACH_PAIR
 
 from .judged import read_verdicts
 from .outputs import SCORES, per_token, read_outputs, read_prompts
-from .parts import START
+from .parts import START, known_of
 
 PEOPLE = "people"
 LABEL = "the data's label"
@@ -73,7 +73,7 @@ def agreement(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     log(f"{len(tables)} methods, {len(outputs)} models, {len(prompts)} prompts")
     lengths = _lengths(outputs)
     return {
-        "models": job["models"],
+        "models": known_of(job["models"]),
         "prompts": len(prompts),
         "tasks": _counted(prompts),
         "methods": {table.method: _meaning(table.method, of_models) for table in tables},

@@ -94,6 +94,11 @@ def _absolute(path: Any) -> Any:
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 
+def known_of(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is reported of models: not where they lie on this machine."""
+    return [{key: value for key, value in model.items() if key != "load"} for model in models]
+
+
 def finished(part_: Part) -> dict[str, Any] | None:
     """Return a part's result, None where it has none."""
     found = read_json(part_.folder / RESULT)
