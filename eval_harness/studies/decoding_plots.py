@@ -92,6 +92,7 @@ def _setting_plot(rows: Sequence[Mapping[str, Any]], metric: str, model: str, la
             interval_mark(axes, found, place, PLAIN)
         categories(axes, [name for name, _ in shown])
         axes.set_xlabel(metric)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(label, loc="left", fontweight="bold")
         name = f"decoding-{safe(metric)}-{safe(model)}"
         alt = f"Dot plot of {metric} by decoding setting with 95 percent intervals; the numbers are in the table."
