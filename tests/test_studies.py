@@ -21,7 +21,7 @@ from eval_harness.data import DataSetError, read_dataset, read_pairs
 from eval_harness.studies import study_of
 from eval_harness.studies.decoding_plots import front
 from eval_harness.studies.decoding_tables import _best_of, _terciles
-from eval_harness.studies.parts import START
+from eval_harness.studies.parts import START, digest
 from ledpo_plugin import host
 from ledpo_plugin.experiments.engine import base_runs, job_of
 from ledpo_plugin.experiments.files import write_json
@@ -214,7 +214,7 @@ def test_margins_are_those_that_were_measured(methods):
     measured = json.loads(next((results / "runs/ledpo/seed-1/measures").glob("step-*4/pairs/heldout.json")).read_text())
     items = found["compared"]["items"]
     pairs = read_pairs("heldout", methods[0].variants[0].recipe["dataset_dir"])
-    own = [measured["columns"]["margin"][pair.place] for pair in pairs if pair.prompt in items]
+    own = [measured["columns"]["margin"][pair.place] for pair in pairs if digest(pair.prompt) in items]
     assert rows["ledpo-1"]["value"] == pytest.approx(np.mean(own))
     assert rows[START]["value"] == 0
     rows = {row["name"]: row for row in found["compared"]["rankings"]["pair accuracy"]}

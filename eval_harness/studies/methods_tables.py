@@ -24,7 +24,7 @@ from ledpo_plugin.experiments.measured import OF_EACH_PAIR
 
 from .judged import read_verdicts
 from .outputs import SCORES, per_token, read_outputs, read_prompts
-from .parts import START, known_of
+from .parts import START, digest, known_of
 
 PEOPLE = "people"
 LABEL = "the data's label"
@@ -72,13 +72,16 @@ def agreement(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
     reference = job["reference"] or (PEOPLE if people else next(iter(of_models)))
     log(f"{len(tables)} methods, {len(outputs)} models, {len(prompts)} prompts")
     lengths = _lengths(outputs)
+    compared = compare(tables, reference=reference)
+    # Prompts may be somebody's data, and results are shown around.
+    compared["items"] = [digest(item) for item in compared["items"]]
     return {
         "models": known_of(job["models"]),
         "prompts": len(prompts),
         "tasks": _counted(prompts),
         "methods": {table.method: _meaning(table.method, of_models) for table in tables},
         "people": sorted({verdict.method for verdict in people}),
-        "compared": compare(tables, reference=reference),
+        "compared": compared,
         "judges": {name: _of_judge(name, own, lengths) for name, own in of_models.items() if own},
         "labels": _labels(job, verdicts, prompts),
         "worse": _worse(job, tables),
