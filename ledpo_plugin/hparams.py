@@ -1,9 +1,9 @@
 """Every recipe key that the plugin adds to LLaMA-Factory's own, in one dataclass.
 
 Each field's metadata says what the key means (`help`), what it may be (`choices`, or `low`/`high`, inclusive unless
-`open_low`), and where it acts (`modes`: beta modes; `losses`: losses; `data`: kind of data). Validation and the
-documentation read this one description. Booleans default to False because LLaMA-Factory's web UI drops False from the
-commands it writes.
+`open_low`), and where it acts (`modes`: beta modes; `losses`: losses; `data`: kind of data; `stages`: stages).
+Validation and the documentation read this one description. Booleans default to False because LLaMA-Factory's web UI
+drops False from the commands it writes.
 """
 
 from dataclasses import Field, dataclass, field, fields
@@ -14,6 +14,12 @@ LEARNED_MODES = ("global", "head", "ppl")
 HEAD_MODES = ("head", "ppl")
 HEAD_SOURCES = ("reference", "policy")
 HEAD_ACTIVATIONS = ("exp_tanh", "sigmoid", "softplus", "relu")
+PPO, ALTERNATE = "ledpo_ppo", "ledpo_alternate"
+ROLLOUT_STAGES = (PPO, ALTERNATE)  # train on answers that the policy has just given
+ESTIMATORS = ("gae", "rloo", "grpo")
+KL_CONTROLS = ("fixed", "adaptive", "beta")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+ROLLOUT_BACKENDS = ("hf", "vllm")
 
 
 def _key(default: Any, help: str, **facts: Any) -> Any:
@@ -150,6 +156,120 @@ class LedpoArguments:
     rdpo_alpha: float = _key(0.05, "R-DPO: penalty per token of extra length.", low=0.0, losses=("r_dpo",))
     dpop_lambda: float = _key(
         50.0, "DPOP: weight of the fall in the chosen answer's likelihood.", low=0.0, losses=("dpop",)
+    )
+    advantage_estimator: str = _key(
+        "gae",
+        "How an answer's reward becomes an advantage: gae (PPO with a value head), rloo (against the mean of the "
+        "prompt's other answers) or grpo (the same, divided by their standard deviation; KL is a term of the loss).",
+        choices=ESTIMATORS,
+        stages=ROLLOUT_STAGES,
+    )
+    num_generations: int | None = _key(
+        None,
+        "Answers per prompt of a rollout. Left out: 1 with gae, 4 with rloo and grpo or with rollout_pairs.",
+        low=1,
+        stages=ROLLOUT_STAGES,
+    )
+    kl_control: str | None = _key(
+        None,
+        "What the weight of the KL to the reference is: fixed, adaptive (held to ppo_target nats an answer), or beta "
+        "(per prompt, by beta(x)). Left out: beta where beta_mode is head or ppl, else fixed.",
+        choices=KL_CONTROLS,
+        stages=ROLLOUT_STAGES,
+    )
+    kl_coef: float | None = _key(
+        None,
+        "Weight of the KL; with kl_control beta a prompt's is kl_coef * beta(x) / pref_beta. Left out: 0.05 (grpo "
+        "0.04), with kl_control beta pref_beta, so that it is beta(x).",
+        low=0.0,
+        stages=ROLLOUT_STAGES,
+    )
+    kl_estimator: str | None = _key(
+        None,
+        "Estimator of the KL per token, of d = log pi - log ref: k1 (d), k2 (d^2 / 2) or k3 (exp(-d) - 1 + d). Left "
+        "out: k1, with grpo k3.",
+        choices=KL_ESTIMATORS,
+        stages=ROLLOUT_STAGES,
+    )
+    kl_horizon: int = _key(
+        10000, "Answers over which kl_control adaptive corrects a deviation.", low=1, stages=ROLLOUT_STAGES
+    )
+    gae_gamma: float = _key(1.0, "GAE: discount per token.", low=0.0, high=1.0, stages=ROLLOUT_STAGES)
+    gae_lambda: float = _key(0.95, "GAE: trade-off of bias and variance.", low=0.0, high=1.0, stages=ROLLOUT_STAGES)
+    ppo_clip: float = _key(
+        0.2,
+        "How far the policy's ratio may move before the surrogate is clipped.",
+        low=0.0,
+        open_low=True,
+        stages=ROLLOUT_STAGES,
+    )
+    ppo_value_clip: float = _key(
+        0.2,
+        "How far a value may move from that of the rollout before its loss is clipped.",
+        low=0.0,
+        open_low=True,
+        stages=ROLLOUT_STAGES,
+    )
+    ppo_value_coef: float = _key(
+        0.1, "Weight of the value loss in what the policy's weights see.", low=0.0, stages=ROLLOUT_STAGES
+    )
+    value_lr_ratio: float = _key(
+        5.0,
+        "Learning rate of the value head, as a multiple of the policy's.",
+        low=0.0,
+        open_low=True,
+        stages=ROLLOUT_STAGES,
+    )
+    missing_eos_penalty: float | None = _key(
+        None, "Taken off the reward of an answer that max_new_tokens cut off.", low=0.0, stages=ROLLOUT_STAGES
+    )
+    rollout_batch_size: int | None = _key(
+        None,
+        "Answers that are generated and scored at a time. Left out: a whole rollout.",
+        low=1,
+        stages=ROLLOUT_STAGES,
+    )
+    rollout_backend: str = _key(
+        "hf",
+        "What generates the answers: hf (the model in training itself) or vllm (needs vLLM and finetuning_type lora).",
+        choices=ROLLOUT_BACKENDS,
+        stages=ROLLOUT_STAGES,
+    )
+    rollout_pairs: bool = _key(
+        False,
+        "Make a preference pair of each prompt's best and worst answer by reward: ledpo_alternate trains on them in "
+        "its next LEDPO phase, ledpo_ppo trains the beta head alone on them.",
+        stages=ROLLOUT_STAGES,
+    )
+    reward_weights: str | None = _key(
+        None,
+        "Weights of the rewards where reward_model names several, separated by commas. Left out: all 1.",
+        stages=ROLLOUT_STAGES,
+    )
+    reward_clip: float | None = _key(
+        None, "Cut the weighted reward to this size in either direction.", low=0.0, open_low=True, stages=ROLLOUT_STAGES
+    )
+    reward_timeout: float = _key(
+        60.0, "Seconds to wait for an answer of a reward server.", low=0.0, open_low=True, stages=ROLLOUT_STAGES
+    )
+    reward_retries: int = _key(3, "How often a reward server is asked again.", low=0, stages=ROLLOUT_STAGES)
+    reward_max_failures: float = _key(
+        0.5,
+        "Largest share of a rollout's answers that may stay without a reward (they are left out and counted); above "
+        "it training stops with a checkpoint.",
+        low=0.0,
+        high=0.99,
+        stages=ROLLOUT_STAGES,
+    )
+    prompt_dataset: str | None = _key(
+        None,
+        "Data sets whose prompts the PPO phases answer. Left out: those of dataset.",
+        stages=(ALTERNATE,),
+    )
+    alternate_schedule: str = _key(
+        "4:4",
+        "Optimizer steps of a LEDPO phase and of the PPO phase after it, over and over.",
+        stages=(ALTERNATE,),
     )
 
 
