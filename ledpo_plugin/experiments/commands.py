@@ -21,6 +21,13 @@ def host_keys() -> Mapping[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run an experiment, or what of it is open; end in a report. Exit status 1 if any run failed."""
+    from .background import terminated_as_interrupted
+
+    with terminated_as_interrupted():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from .engine import execute
     from .estimates import dry_run
     from .launchers import LAUNCHERS, NotEnough
@@ -57,23 +64,18 @@ def _prepared(path: str, profile: str, prepare: bool) -> Experiment:
 
 def status(args: argparse.Namespace) -> int:
     """Show the state of every run of an experiment or results folder; exit status 1 if one failed."""
-    from .progress import line_of, summary
+    from .overview import overview
+    from .progress import line_of
 
-    results = _results_of(args.experiment, args.profile, args.results)
-    kept = read_results(results)
-    runs = runs_in(results, kept["recipes"])
-    states = [state_of(run.folder) for run in runs]
-    guess = kept["definition"]["profile"].get("seconds_per_run")
-    at_work = sum(state["phase"] in ("training", "measuring") for state in states)
-    print(f"{results}: {kept['definition']['title']} (profile {kept['definition']['profile_name']})")
-    for run_, state in zip(runs, states, strict=True):
+    found = overview(_results_of(args.experiment, args.profile, args.results))
+    print(f"{found.results}: {found.title} (profile {found.profile})")
+    for run_, state in zip(found.runs, found.states, strict=True):
         print("  " + line_of(run_, state))
-    print(summary(states, at_work or 1, guess))
-    parts = study_states(results)
-    for name, state in parts.items():
+    print(found.summary())
+    for name, state in found.study.items():
         error = str(state.get("error") or "").splitlines()
         print(f"  study: {name:<32} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
-    return 1 if any(state["phase"] == "failed" for state in [*states, *parts.values()]) else 0
+    return 1 if found.count("failed") else 0
 
 
 def report(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from .plan import JOB, RECIPE, Run
 from .provenance import data_hashes
 
 EXPERIMENT, STATE, RESULT, LOCK, WORKER_LOG = "experiment.json", "state.json", "result.json", "lock", "worker.log"
+BACKGROUND, BACKGROUND_LOG = "background.json", "background.log"  # of a `ledpo run` that the web UI started
 BASE = "base"
 NODE = "LEDPO_NODE"  # environment variable: what to call the machine, where its name would not tell
 OF_RESULTS = ("definition", "recipes", "data_sha256")
@@ -96,7 +97,8 @@ def open_results(experiment: Experiment, results: Path) -> None:
     if not path.is_file():
         if results.exists() and not results.is_dir():
             raise ResultsError(f"{results} is a file. Name a folder with --results.")
-        strange = [entry.name for entry in results.iterdir() if entry.name != LOCK] if results.is_dir() else []
+        inside = [entry.name for entry in results.iterdir()] if results.is_dir() else []
+        strange = [name for name in inside if name not in (LOCK, BACKGROUND, BACKGROUND_LOG)]
         if strange:
             raise ResultsError(
                 f"{results} is not empty and holds no {EXPERIMENT} (but {', '.join(sorted(strange)[:5])}). Name a new "
