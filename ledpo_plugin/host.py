@@ -5,6 +5,7 @@ What is patched, all of it in `llamafactory.train.tuner` and only after that mod
     argument class; every other recipe goes to the original as it is, unless it names a key or loss of the plugin,
     which the original would silently take for something else: that is refused.
   * `run_dpo`: arguments of the plugin's class go to the plugin's workflow; all others to the original.
+When its web UI is imported, `ledpo_plugin.webui.hook` is told, which adds to the UI by the names that stand here.
 Where the installed LLaMA-Factory is not one this module was tested with, the plugin's stages are refused and the
 stock ones work as ever.
 """
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import field, fields, make_dataclass
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -31,6 +33,9 @@ ALLOW_UNTESTED = "LEDPO_ALLOW_UNTESTED_HOST"
 
 TUNER = "llamafactory.train.tuner"
 PARSER = "llamafactory.hparams.parser"
+WEBUI = "llamafactory.webui.interface"
+WEBUI_RUNNER = "llamafactory.webui.runner"
+WEBUI_TRAIN = "llamafactory.webui.components.train"
 
 # Signatures the plugin relies on: module, name, parameters in order.
 SIGNATURES = (
@@ -59,6 +64,32 @@ SIGNATURES = (
         ("tokenizer", "model_args", "finetuning_args", "is_trainable", "add_valuehead"),
     ),
 )
+
+# The same for the web UI; "Runner." names a method.
+WEBUI_SIGNATURES = (
+    (WEBUI, "create_train_tab", ("engine",)),
+    (WEBUI, "create_footer", ()),
+    (WEBUI_TRAIN, "change_stage", ("training_stage",)),
+    (WEBUI_TRAIN, "list_datasets", ("dataset_dir", "training_stage")),
+    (WEBUI_RUNNER, "gen_cmd", ("args",)),
+    (WEBUI_RUNNER, "save_args", ("config_path", "config_dict")),
+    (WEBUI_RUNNER, "load_args", ("config_path",)),
+    (WEBUI_RUNNER, "Runner._initialize", ("self", "data", "do_train", "from_preview")),
+    (WEBUI_RUNNER, "Runner._parse_train_args", ("self", "data")),
+    (WEBUI_RUNNER, "Runner._preview", ("self", "data", "do_train")),
+    (WEBUI_RUNNER, "Runner._launch", ("self", "data", "do_train")),
+    (WEBUI_RUNNER, "Runner.monitor", ("self",)),
+)
+
+# What the plugin uses of the web UI, by the name the plugin gives it.
+WEBUI_PIECES = {
+    "LOCALES": ("llamafactory.webui.locales", "LOCALES"),
+    "TRAINING_STAGES": ("llamafactory.extras.constants", "TRAINING_STAGES"),
+    "Runner": (WEBUI_RUNNER, "Runner"),
+    "clean_cmd": ("llamafactory.webui.common", "_clean_cmd"),
+    "get_save_dir": ("llamafactory.webui.common", "get_save_dir"),
+    "load_dataset_info": ("llamafactory.webui.common", "load_dataset_info"),
+}
 
 # Everything of the host that the plugin calls, by the name the plugin gives it.
 PIECES = {
@@ -107,23 +138,38 @@ def mismatches() -> list[str]:
     found = []
     if Version(installed) not in TESTED and os.environ.get(ALLOW_UNTESTED, "") in ("", "0"):
         found.append(f"version {installed} is outside the tested range {TESTED}")
-    for module_name, name, expected in SIGNATURES:
-        function = getattr(importlib.import_module(module_name), name, None)
-        if function is None:
+    found += _wrong_signatures(SIGNATURES)
+    parser = importlib.import_module(PARSER)
+    if getattr(parser, "FinetuningArguments", None) not in getattr(parser, "_TRAIN_ARGS", ()):
+        found.append(f"{PARSER}._TRAIN_ARGS does not hold FinetuningArguments")
+    return found + _missing(PIECES)
+
+
+def webui_mismatches() -> list[str]:
+    """Return what of the installed web UI is not as the plugin expects; empty if all is."""
+    return _wrong_signatures(WEBUI_SIGNATURES) + _missing(WEBUI_PIECES)
+
+
+def _wrong_signatures(expected_ones: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[str]:
+    found = []
+    for module_name, name, expected in expected_ones:
+        try:
+            function = attrgetter(name)(importlib.import_module(module_name))
+        except AttributeError:
             found.append(f"{module_name}.{name} is missing")
             continue
         actual = tuple(inspect.signature(function).parameters)
         if actual != expected:
             found.append(f"{module_name}.{name} takes {actual}, expected {expected}")
-    parser = importlib.import_module(PARSER)
-    if getattr(parser, "FinetuningArguments", None) not in getattr(parser, "_TRAIN_ARGS", ()):
-        found.append(f"{PARSER}._TRAIN_ARGS does not hold FinetuningArguments")
-    found += [
+    return found
+
+
+def _missing(wanted: dict[str, tuple[str, str]]) -> list[str]:
+    return [
         f"{module_name}.{name} is missing"
-        for module_name, name in PIECES.values()
+        for module_name, name in wanted.values()
         if not hasattr(importlib.import_module(module_name), name)
     ]
-    return found
 
 
 def require_supported() -> None:
@@ -149,6 +195,16 @@ def pieces() -> SimpleNamespace:
     """Return the host's functions and classes that the plugin calls (see `PIECES`)."""
     return SimpleNamespace(
         **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in PIECES.items()}
+    )
+
+
+@cache
+def webui_pieces() -> SimpleNamespace:
+    """Return what the plugin uses of the web UI (see `WEBUI_PIECES`) and the modules it patches."""
+    modules = {"interface": WEBUI, "runner": WEBUI_RUNNER, "train": WEBUI_TRAIN}
+    return SimpleNamespace(
+        **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in WEBUI_PIECES.items()},
+        **{ours: importlib.import_module(module) for ours, module in modules.items()},
     )
 
 
@@ -323,6 +379,10 @@ def on_host_module(module: ModuleType) -> None:
     """Patch a module of LLaMA-Factory that was just imported; called by `ledpo_plugin.autoload`."""
     if module.__name__ == TUNER:
         _install_tuner(module)
+    elif module.__name__ == WEBUI:
+        from .webui.hook import install
+
+        install()
     else:
         _install_v1(module)
 

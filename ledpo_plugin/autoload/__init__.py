@@ -9,7 +9,7 @@ that the interpreter has not loaded already.
 import sys
 
 # After one of these is executed, ledpo_plugin.host is told; it decides what to patch.
-WATCHED = frozenset({"llamafactory.train.tuner", "llamafactory.v1.launcher"})
+WATCHED = frozenset({"llamafactory.train.tuner", "llamafactory.v1.launcher", "llamafactory.webui.interface"})
 
 
 class _Watcher:
