@@ -8,7 +8,7 @@ from typing import Any
 from .definition import Experiment, folder_of, is_experiment
 from .problems import ExperimentError
 from .reading import examine, profiles_of, read_experiment
-from .store import ResultsError, read_results, runs_in, state_of, states_of, study_states
+from .store import ResultsError, read_results, runs_in, states_of
 
 
 def host_keys() -> Mapping[str, Any]:

@@ -1,15 +1,17 @@
-"""How an experiment stands, as data: what `ledpo status` prints and the web UI shows; and which experiments there are."""
+"""Which experiments there are and how each stands, as data: `ledpo status` prints it, the web UI shows it."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .definition import FILE
-from .plan import TRAIN, Run
-from .progress import summary
-from .store import read_results, runs_in, state_of, study_states
+from .background import AtWork, at_work
+from .definition import FILE, read_yaml
+from .plan import TRAIN, Run, results_folder
+from .progress import summary, time_left
+from .store import BACKGROUND, EXPERIMENT, ResultsError, read_results, runs_in, state_of, study_states
 
 AT_WORK = ("training", "measuring")
 DEPTH, AT_MOST = 3, 20_000  # levels below a folder, and folders in all, that are searched for experiments
@@ -42,10 +44,21 @@ class Overview:
         """Whether there are runs, and all of them and of the study's parts have their result."""
         return bool(self.runs) and self.count("finished") == len(self.states) + len(self.study)
 
+    @property
+    def _slots(self) -> int:
+        return sum(state["phase"] in AT_WORK for state in self.states) or 1
+
+    @property
+    def _guess(self) -> float | None:
+        return self.definition["profile"].get("seconds_per_run")
+
     def summary(self) -> str:
         """Return one line on all runs."""
-        at_work = sum(state["phase"] in AT_WORK for state in self.states)
-        return summary(self.states, at_work or 1, self.definition["profile"].get("seconds_per_run"))
+        return summary(self.states, self._slots, self._guess)
+
+    def seconds_left(self) -> float | None:
+        """Return about how long the open runs will take; None where nothing tells."""
+        return time_left(self.states, self._slots, self._guess)
 
     def label_of(self, variant: str) -> str:
         """Return what a variant is called in reports."""
@@ -70,6 +83,83 @@ def overview(results: Path) -> Overview:
     runs = tuple(runs_in(results, kept["recipes"]))
     states = tuple(state_of(run.folder) for run in runs)
     return Overview(results, kept["definition"], runs, states, study_states(results))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an experiment stands under one of its profiles."""
+
+    state: str  # not_started, running, ended_early (before any run), interrupted, failed, finished, unreadable
+    present: AtWork | None  # the process at work on it
+    found: Overview | None  # None: nothing of it is there, or it cannot be read
+    error: str = ""
+
+
+def standing(results: Path) -> Standing:
+    """Return how the experiment of a results folder stands; what is wrong with the folder is part of the answer."""
+    present = at_work(results)
+    if not (results / EXPERIMENT).is_file():
+        early = "ended_early" if (results / BACKGROUND).is_file() else "not_started"
+        return Standing("running" if present else early, present, None)
+    try:
+        found = overview(results)
+    except ResultsError as error:
+        return Standing("running" if present else "unreadable", present, None, str(error))
+    if present:
+        return Standing("running", present, found)
+    if found.finished:
+        return Standing("finished", None, found)
+    ended = found.count("finished") + found.count("failed") == len(found.states) + len(found.study)
+    return Standing("failed" if ended and found.states else "interrupted", None, found)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What an experiment says of itself, unchecked: it is shown, not run."""
+
+    folder: Path
+    title: str
+    question: str
+    planned: Mapping[str, tuple[int, int]]  # profile -> number of variants and of seeds
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def results(self, profile: str) -> Path:
+        """Return where `ledpo run` keeps its results."""
+        return results_folder(self.name, profile)
+
+
+def sketch(folder: Path) -> Sketch:
+    """Return what an experiment says of itself; a file that cannot be read is part of the answer."""
+    try:
+        state = (folder / FILE).stat()
+    except OSError as error:
+        return Sketch(folder, "", "", {}, f"{folder / FILE} cannot be read ({error.strerror}).")
+    return _sketch(folder, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=500)
+def _sketch(folder: Path, *_version: int) -> Sketch:
+    try:
+        raw = read_yaml(folder / FILE)
+    except (OSError, ValueError) as error:
+        return Sketch(folder, "", "", {}, str(error))
+    if not isinstance(raw, dict):
+        return Sketch(folder, "", "", {}, f"{folder / FILE} holds no mapping of keys to values.")
+    profiles, variants = raw.get("profiles"), raw.get("variants")
+    profiles = profiles if isinstance(profiles, dict) else {}
+    planned = {str(name): _planned(profile, variants) for name, profile in profiles.items()}
+    return Sketch(folder, str(raw.get("title") or ""), str(raw.get("question") or ""), planned)
+
+
+def _planned(profile: Any, variants: Any) -> tuple[int, int]:
+    profile = profile if isinstance(profile, dict) else {}
+    chosen, seeds = profile.get("variants") or variants, profile.get("seeds")
+    counts = [len(value) if isinstance(value, list | dict) else 0 for value in (chosen, seeds)]
+    return counts[0], counts[1]
 
 
 def find_experiments(folder: Path) -> list[Path]:

@@ -13,10 +13,10 @@ from .collected import FINISHED, Collected, collect
 from .files import read_json, write_text
 from .plain_text import fenced, markdown, visible
 from .sections import sections
-from .store import RESULT, study_states
+from .store import REPORT, RESULT, study_states
 from .summary import summarise
 
-HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "results.json"
+HTML, MARKDOWN, NUMBERS = REPORT, "report.md", "results.json"
 
 
 def write_report(
