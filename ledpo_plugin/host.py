@@ -329,6 +329,10 @@ def _run_dpo(original: Callable) -> Callable:
         if isinstance(finetuning_args, LedpoArguments):
             from .workflow import run_ledpo
 
+            if os.environ.get("LLAMABOARD_ENABLED", "").lower() in ("true", "y", "1"):
+                from .live_log import LiveLog
+
+                callbacks = [*(callbacks or ()), LiveLog()]
             return run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks)
         return original(model_args, data_args, training_args, finetuning_args, callbacks)
 

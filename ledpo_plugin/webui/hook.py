@@ -34,9 +34,21 @@ def _train_tab(original: Callable, engines: list[Any]) -> Callable:
     @wraps(original)
     def create_train_tab(engine):
         engines[:] = [engine]
-        from ledpo_plugin.webui.train_tab import create_train_tab as create
+        try:
+            host.require_supported()
+            from ledpo_plugin.webui.train_tab import Extension
 
-        return create(original, engine)
+            extension = Extension(engine)
+        except Exception as error:  # the stock UI must go on working
+            _complain("the LEDPO stages could not be added", [f"{type(error).__name__}: {error}"])
+            return original(engine)
+        elements = extension.build(original)
+        try:
+            extension.attach(elements)
+        except Exception as error:
+            extension.withdraw(elements)
+            _complain("the LEDPO stages could not be added", [f"{type(error).__name__}: {error}"])
+        return elements | extension.elements
 
     create_train_tab.ledpo_original = original
     return create_train_tab

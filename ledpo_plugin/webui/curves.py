@@ -1,0 +1,104 @@
+"""Beta and accuracy while a run goes on: its live log, read again and drawn again when it has grown."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ledpo_plugin.live_log import read_live_log
+
+_BLUE, _GREEN, _RED, _GREY = "#0072B2", "#009E73", "#D55E00", "#777777"  # told apart by the colour-blind, too
+_ACCURACY = "rewards/accuracies"
+
+Rows = Sequence[Mapping[str, float]]
+
+
+class Curves:
+    """The curves of one run's live log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seen = path, None
+
+    def figure_if_new(self) -> Figure | None:
+        """Return the figure of what was logged; None where that is nothing, or nothing more than last time."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if state == self.seen:
+            return None
+        self.seen = state
+        return draw(read_live_log(self.path))
+
+
+def series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    """Return the steps at which a number was logged, and its values."""
+    found = [row for row in rows if key in row]
+    return [row["step"] for row in found], [row[key] for row in found]
+
+
+def held_out(rows: Rows) -> dict[str, str]:
+    """Return the logged keys of the accuracy on held-out pairs, each with the name it is drawn under."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("eval_") and key.endswith(_ACCURACY))
+    names = {key: key.removeprefix("eval_").removesuffix(_ACCURACY).rstrip("_") for key in keys}
+    return {key: f"held out, {name}" if name else "held out" for key, name in names.items()}
+
+
+def draw(rows: Rows) -> Figure | None:
+    """Return beta over accuracy, each over steps; None where neither was logged."""
+    panels = [panel for panel in (_beta, _accuracy) if panel(None, rows)]
+    if not panels:
+        return None
+    figure = Figure(figsize=(6.4, 3.6 * len(panels)), layout="constrained")  # not pyplot's: threads draw at a time
+    every_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(every_axes, panels, strict=True):
+        panel(axes, rows)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(fontsize=8, loc="best")
+    every_axes[-1].set_xlabel("step")
+    return figure
+
+
+def _beta(axes: Axes | None, rows: Rows) -> bool:
+    """Draw beta's mean, its band and its means by the sign of the margin; return whether there is beta to draw."""
+    steps, mean = series(rows, "beta/mean")
+    if axes is None or not steps:
+        return bool(steps)
+    low, high = series(rows, "beta/q10"), series(rows, "beta/q90")
+    if low[0] == high[0] == steps:
+        axes.fill_between(steps, low[1], high[1], color=_BLUE, alpha=0.18, linewidth=0, label="10 % to 90 %")
+    axes.plot(steps, mean, color=_BLUE, label="mean", **_mark(steps))
+    for key, color, name in (
+        ("beta/mean_positive_margin", _GREEN, "mean where margin > 0"),
+        ("beta/mean_negative_margin", _RED, "mean where margin < 0"),
+    ):
+        places, values = series(rows, key)
+        if places:
+            axes.plot(places, values, color=color, linewidth=1, linestyle="--", label=name, **_mark(places))
+    axes.set_ylabel("beta")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    return True
+
+
+def _accuracy(axes: Axes | None, rows: Rows) -> bool:
+    """Draw the share of pairs with a positive margin, in training and held out; return whether there is one."""
+    steps, values = series(rows, _ACCURACY)
+    evaluated = held_out(rows)
+    if axes is None:
+        return bool(steps or evaluated)
+    if steps:
+        axes.plot(steps, values, color=_GREY, linewidth=1, label="training batches", **_mark(steps))
+    for number, (key, name) in enumerate(evaluated.items()):
+        axes.plot(*series(rows, key), color=(_BLUE, _GREEN, _RED)[number % 3], marker="o", label=name)
+    axes.axhline(0.5, color="black", linewidth=0.6)
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(-0.03, 1.03)
+    return True
+
+
+def _mark(steps: Sequence[float]) -> dict[str, str]:
+    """Return a dot for a line of one point, which would not be seen."""
+    return {"marker": "."} if len(steps) < 3 else {}
