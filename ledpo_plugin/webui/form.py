@@ -28,7 +28,8 @@ def _widget(key: Key) -> Any:
     if key.widget == "slider":
         return gr.Slider(minimum=key.low, maximum=key.high, step=key.step, value=key.default, **words)
     if key.widget == "number":
-        return gr.Number(value=key.default, **words)  # no bounds: the recipe's check says what is wrong, and why
+        # No bounds: the check of the recipe says what is wrong, and why. Without a placeholder an empty field shows 0.
+        return gr.Number(value=key.default, placeholder="auto", **words)
     return gr.Textbox(value=key.default, **words)
 
 
