@@ -10,6 +10,8 @@ from torch import nn
 
 from ._api import ServerReward
 from ._function import FunctionReward
+from ._implicit import build_implicit
+from ._reward_model import build_full, build_lora
 from ._types import NONE, RewardBatch, RewardError, RewardOutput, Source
 from ._wanted import TYPES, Wanted, wanted
 
@@ -46,7 +48,9 @@ def _function(one: Wanted, context: Context) -> Source:
     return FunctionReward(one.name, one.where)
 
 
-SOURCES: Mapping[str, Callable[[Wanted, Context], Source]] = MappingProxyType({"api": _api, "function": _function})
+SOURCES: Mapping[str, Callable[[Wanted, Context], Source]] = MappingProxyType(
+    {"lora": build_lora, "full": build_full, "api": _api, "implicit": build_implicit, "function": _function}
+)
 
 
 class Rewards:
