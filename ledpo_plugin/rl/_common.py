@@ -37,14 +37,19 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
 
 def bounded_exp(exponent: Tensor) -> Tensor:
     """Return e^x up to x = 20, and its tangent there beyond: finite, rising, with a gradient of the right sign."""
-    low = exponent.clamp(max=LARGEST_EXPONENT)
+    low = _capped(exponent)
     return torch.exp(low) * (1 + torch.relu(exponent - LARGEST_EXPONENT))
 
 
 def bounded_expm1(exponent: Tensor) -> Tensor:
     """Return e^x - 1 without loss of digits near 0, and beyond x = 20 the same tangent as `bounded_exp`."""
-    low = exponent.clamp(max=LARGEST_EXPONENT)
+    low = _capped(exponent)
     return torch.expm1(low) + torch.exp(low) * torch.relu(exponent - LARGEST_EXPONENT)
+
+
+def _capped(exponent: Tensor) -> Tensor:
+    """Return the exponent, at most 20; unlike clamp's, the gradient at 20 itself is 1."""
+    return torch.where(exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, exponent)
 
 
 class Moments(NamedTuple):
