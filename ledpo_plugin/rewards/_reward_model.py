@@ -150,4 +150,4 @@ def build_full(one: Any, context: Any) -> HeadReward:
     head = load_value_head(folder, last, model.config.get_text_config().hidden_size)
     require_same_hidden(model, one.where)
     context.log(f"Reward {one.name}: a model of its own, {one.where}.")
-    return HeadReward(one.name, head, rows=context.training_args.per_device_train_batch_size, model=model, adapter=None)
+    return HeadReward(one.name, head, Speaker(model, None), context.training_args.per_device_train_batch_size)
