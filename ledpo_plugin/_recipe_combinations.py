@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ledpo_plugin._recipe_problem import Problem, problem, unknown
 from ledpo_plugin._recipe_reading import HOST_DEFAULTS, Reading, split_names, switched_on
-from ledpo_plugin.hparams import BETA_MODES, HEAD_MODES, LEARNED_MODES, argument_fields
+from ledpo_plugin.hparams import (
+    ALTERNATE,
+    BETA_MODES,
+    HEAD_MODES,
+    LEARNED_MODES,
+    ROLLOUT_STAGES,
+    argument_fields,
+)
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
 from ledpo_plugin.stages import STAGES, Stage
@@ -60,10 +67,13 @@ def check_loss(recipe: Reading) -> Iterator[Problem]:
     if not isinstance(value, str) or value not in LOSSES:
         known = [name for name, loss in LOSSES.items() if loss.data == "pairs"]
         yield unknown("pref_loss", value, "loss", known if stage.any_loss else [stage.default_loss])
+    elif stage.data == "prompts":
+        why = f"stage {stage.name} maximises rewards and trains on no preferences"
+        yield problem("pref_loss", value, why, f"remove pref_loss, or set stage: {ALTERNATE}")
     elif not stage.any_loss:
         why = f"stage {stage.name} is the loss {stage.default_loss}; it trains no other"
         yield problem("pref_loss", value, why, f"remove pref_loss, or set stage: {stage_for(LOSSES[value])}")
-    elif LOSSES[value].data != stage.data:
+    elif LOSSES[value].data != stage.loss_data:
         why = f"the loss {value} trains on single rated answers, stage {stage.name} on pairs"
         yield problem("pref_loss", value, why, f"set stage: {stage_for(LOSSES[value])} and remove pref_loss")
 
@@ -146,13 +156,29 @@ def idle_keys(stage: Stage, loss: Loss, mode: str) -> dict[str, tuple[str, str]]
     if loss.name == "bco_pair":
         idle["pref_bco_weight"] = ("the loss bco_pair is the BCO loss already", "remove it")
     for key, field in argument_fields().items():
+        stages = field.metadata.get("stages", (stage.name,))
+        if stage.name not in stages:
+            idle[key] = (f"it acts in {_either(stages)}, and this is stage {stage.name}", "remove it")
         if field.metadata.get("data", loss.data) != loss.data:
             idle[key] = (f"it acts on pairs, and stage {stage.name} trains on single answers", "remove it")
     if loss.data == "unpaired":
         for_pairs = (f"it acts on pairs, and stage {stage.name} trains on single answers", "remove it")
         idle |= dict.fromkeys(("pref_bco_weight", "ld_alpha"), for_pairs)
-    idle |= dict.fromkeys(PPO_KEYS, ("it belongs to stage ppo", "remove it"))
+    if stage.rollouts:
+        idle |= _idle_in_rollouts(stage)
+    else:
+        idle |= dict.fromkeys(PPO_KEYS, (f"it acts in {_either(ROLLOUT_STAGES)}", "remove it"))
     idle |= dict.fromkeys(SFT_KEYS, ("it belongs to stage sft", "remove it"))
+    return idle
+
+
+def _idle_in_rollouts(stage: Stage) -> dict[str, tuple[str, str]]:
+    of_pairs = (f"it acts on preferences, and stage {stage.name} trains on rollouts", "remove it")
+    mixed = (f"instructions cannot be mixed into stage {stage.name}", "remove it")
+    idle = dict.fromkeys(("sft_dataset", "sft_ratio", "sft_ratio_by"), mixed)
+    if stage.data == "prompts":
+        idle |= dict.fromkeys(("pref_ftx", "pref_bco_weight", "ld_alpha"), of_pairs)
+        idle |= {key: of_pairs for key, field in argument_fields().items() if field.metadata.get("data") == "pairs"}
     return idle
 
 

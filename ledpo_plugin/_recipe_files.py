@@ -12,7 +12,7 @@ from ledpo_plugin._recipe_reading import Reading, split_names
 from ledpo_plugin.stages import Stage
 
 DATA_CONFIG = "dataset_info.json"
-DATA_KEYS = ("dataset", "eval_dataset", "sft_dataset")
+DATA_KEYS = ("dataset", "eval_dataset", "sft_dataset", "prompt_dataset")
 DATA_TYPES = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
 HEAD_FILES = ("beta_head.safetensors", "beta_head.json")
 _HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
@@ -160,7 +160,7 @@ def _check_dataset(recipe: Reading, key: str, name: str, known: Mapping[str, Any
     yield from _check_data_file(key, name, entry, folder)
     if key == "sft_dataset":
         yield from _check_instructions(key, name, entry)
-    elif recipe.stage is not None:
+    elif recipe.stage is not None and recipe.stage.data != "prompts" and key != "prompt_dataset":
         yield from _check_data_kind(key, name, entry, recipe.stage)
 
 

@@ -64,6 +64,14 @@ _HOST_BOUNDS = (
     Bounds("preprocessing_batch_size", 1, usual=1000),
     Bounds("dataloader_num_workers", 0, usual=0),
     Bounds("seed", 0, 2**32 - 1, usual=42),
+    Bounds("ppo_epochs", 1, usual=4),
+    Bounds("ppo_buffer_size", 1, usual=1),
+    Bounds("ppo_target", 0, open_low=True, usual=6),
+    Bounds("temperature", 0, open_low=True, usual=1),
+    Bounds("top_p", 0, 1, open_low=True, usual=1),
+    Bounds("top_k", 0, usual=0),
+    Bounds("max_new_tokens", 1, usual=256),
+    Bounds("repetition_penalty", 0, open_low=True, usual=1),
 )
 
 # What an unknown name of each key is an unknown one of.
@@ -73,6 +81,10 @@ _KINDS = {
     "beta_head_activation": "head activation",
     "beta_ppl_power": "power",
     "sft_ratio_by": "unit",
+    "advantage_estimator": "advantage estimator",
+    "kl_control": "KL control",
+    "kl_estimator": "KL estimator",
+    "rollout_backend": "rollout backend",
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ledpo_plugin.betas import BETAS
-from ledpo_plugin.hparams import BETA_MODES
+from ledpo_plugin.hparams import BETA_MODES, PPO
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
 from ledpo_plugin.stages import STAGES, Stage
@@ -17,6 +17,17 @@ from ledpo_plugin.stages import STAGES, Stage
 ADAPTER_TYPES = ("lora", "oft")
 ADAPTER_RATE = 10  # an adapter's learning rate, as a multiple of the recommended rate of full fine-tuning
 HOST_DEFAULTS = {"finetuning_type": "lora", "dataset_dir": "data", "per_device_train_batch_size": 8}
+# For full fine-tuning; ten times that for adapters is what LLaMA-Factory's example of stage ppo has.
+RECOMMENDED_PPO: Mapping[str, Any] = {"learning_rate": 1e-6}
+# The policy's own distribution: what LLaMA-Factory cuts off of it by default (top_p 0.7) is never learned about.
+RECOMMENDED_ROLLOUTS: Mapping[str, Any] = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "max_new_tokens": 256,
+    "reward_model_type": "lora",
+}
 _ON = ("true", "y", "1")  # what LLaMA-Factory takes for an environment variable that is switched on
 _LARGEST = 1e300
 
@@ -78,7 +89,7 @@ def loss_of(raw: Mapping[Any, Any], stage: Stage | None) -> Loss | None:
     chosen = raw.get("pref_loss")
     name = stage.default_loss if chosen is None or not stage.any_loss else chosen
     loss = LOSSES.get(name) if isinstance(name, str) else None
-    return loss if loss is not None and loss.data == stage.data else None
+    return loss if loss is not None and loss.data == stage.loss_data else None
 
 
 def mode_of(raw: Mapping[Any, Any], stage: Stage | None, loss: Loss | None) -> str | None:
@@ -91,9 +102,16 @@ def mode_of(raw: Mapping[Any, Any], stage: Stage | None, loss: Loss | None) -> s
     return stage.default_beta_mode if stage.default_beta_mode in loss.beta_modes else "fixed"
 
 
-def recommended(raw: Mapping[Any, Any], loss: Loss, mode: str | None) -> dict[str, float]:
-    """Return the recommended values of the loss and the beta mode; the learning rate fits the kind of fine-tuning."""
+def recommended(raw: Mapping[Any, Any], loss: Loss, mode: str | None) -> dict[str, Any]:
+    """Return the recommended values of stage, loss and beta mode; the learning rate fits the kind of fine-tuning."""
+    stage = stage_of(raw)
     values = {**loss.recommended, **(BETAS[mode].recommended if mode in BETAS else {})}
+    if stage is not None and stage.name == PPO:
+        values = dict(RECOMMENDED_PPO)
+        if mode != "fixed":
+            values["pref_beta"] = loss.recommended["pref_beta"]
+    if stage is not None and stage.rollouts:
+        values |= RECOMMENDED_ROLLOUTS
     kind = raw.get("finetuning_type")
     if "learning_rate" in values and (kind is None or kind in ADAPTER_TYPES):
         values["learning_rate"] = rounded(values["learning_rate"] * ADAPTER_RATE)

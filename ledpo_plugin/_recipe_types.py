@@ -24,6 +24,7 @@ _ALSO_ACCEPTED: Mapping[str, Any] = {
     "dataset_dir": dict,
     "resume_from_checkpoint": bool,
     "beta_head_widths": int,
+    "reward_weights": float,
     **dict.fromkeys(("dataset", "eval_dataset", "lora_target", "oft_target", "additional_target"), list[str]),
     **dict.fromkeys(("galore_target", "apollo_target", "freeze_trainable_modules"), list[str]),
     "freeze_extra_modules": list[str],

@@ -1,16 +1,12 @@
 """Training of beta's own parameters, apart from the policy's and the same under every way to distribute the policy.
 
-The strategy is small (a head with one hidden layer: 128 times the model's width), replicated on every rank and never
-part of the wrapped model: FSDP and DeepSpeed would shard it, and whatever optimizer the recipe chose for the policy
-(GaLore, Muon, 8-bit) would not fit it. Its gradients are averaged over ranks, clipped on their own (so that the
-policy's clipping is what it would be without it) and stepped by AdamW just before the policy's optimizer steps, at
-`beta_lr_ratio` times its learning rate.
+The strategy is small: a head with one hidden layer has 128 times the model's width in weights. `side_optimizer` says
+how such parameters are stepped.
 """
 
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,21 +14,10 @@ from transformers import TrainerCallback
 
 from .betas import BetaStrategy
 from .head_file import HeadFileError
+from .side_optimizer import SideOptimizer, mean_over_ranks
 
 STATE = "ledpo_training_state.safetensors"
 MEAN = "reward_mean."
-# At the first step every margin is 0 but for rounding, and so is the gradient. Adam divides by its size: with the usual
-# 1e-8 rounding alone would move beta as far as anything learned.
-EPSILON = 1e-5
-
-
-def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of `tensor` over all ranks; the tensor itself on one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 class RunningMean(nn.Module):
@@ -56,44 +41,27 @@ class BetaTraining(TrainerCallback):
     def __init__(self, strategy: BetaStrategy, *, lr_ratio: float, max_grad_norm: float, trainer):
         self.reward_mean = RunningMean().to(trainer.args.device)
         self.strategy = strategy
-        self.lr_ratio = lr_ratio
-        self.max_grad_norm = max_grad_norm
-        self.trainer = trainer
-        self.parameters = [p for p in strategy.parameters() if p.requires_grad]
+        self.resting = False  # while steps are not about beta; its moments would move it on without a gradient
         self.optimizer = None
-        if self.parameters:
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=0.0, eps=EPSILON)
+        if any(p.requires_grad for p in strategy.parameters()):
+            self.optimizer = SideOptimizer(
+                strategy.parameters(), lr_ratio=lr_ratio, max_grad_norm=max_grad_norm, trainer=trainer
+            )
         self.grad_norms: list[Tensor] = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """Average, unscale, clip and apply the strategy's gradients, then clear them."""
+        """Step the strategy, unless it rests."""
+        if self.resting:
+            return
         if self.optimizer is not None:
-            self._step()
+            self.grad_norms.append(self.optimizer.step())
         self.strategy.after_optimizer_step(mean_over_ranks)
-
-    def _step(self) -> None:
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters])
-        flat = mean_over_ranks(flat / scale if scale != 1.0 else flat)
-        sizes = [p.numel() for p in self.parameters]
-        for parameter, part in zip(self.parameters, flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter).clone()
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        self.grad_norms.append(nn.utils.clip_grad_norm_(self.parameters, limit).detach())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_ratio * self.trainer._get_learning_rate()
-        # Under fp16 the policy's step is skipped when gradients overflow; so is this one.
-        if scale == 1.0 or bool(torch.isfinite(flat).all()):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def save(self, folder: str | Path) -> None:
         """Write the optimizer's moments and the running reward mean into `folder`."""
         tensors = {MEAN + name: value.cpu() for name, value in self.reward_mean.state_dict().items()}
         if self.optimizer is not None:
-            state = self.optimizer.state_dict()["state"]
-            tensors |= {f"{i}.{name}": value.cpu() for i, item in state.items() for name, value in item.items()}
+            tensors |= self.optimizer.tensors()
         save_file(tensors, Path(folder) / STATE)
 
     def load(self, folder: str | Path) -> None:
@@ -112,10 +80,5 @@ class BetaTraining(TrainerCallback):
             ) from None
         mean = {key.removeprefix(MEAN): tensors.pop(key) for key in list(tensors) if key.startswith(MEAN)}
         self.reward_mean.load_state_dict(mean)
-        if self.optimizer is None:
-            return
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        if self.optimizer is not None:
+            self.optimizer.load(tensors)

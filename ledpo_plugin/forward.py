@@ -65,6 +65,39 @@ def output_layer(model: nn.Module) -> nn.Module:
     return layer
 
 
+def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the last hidden state `[R, S, d]` of every position, without computing the output layer's logits.
+
+    Gradient flows. As in `scoring`, it is the model itself that calls its output layer, inside its own forward.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        inputs: of the model: `input_ids`, `attention_mask` and what else it takes.
+
+    Raises:
+        ValueError: the model has no output layer, or does not call it.
+    """
+    layer = output_layer(model)
+    found: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden[..., :1]  # in the place of logits that nobody reads
+
+    before = vars(layer).get("forward")  # some libraries replace the forward of an instance
+    layer.forward = keep
+    try:
+        model(**inputs, return_dict=True, use_cache=False)
+    finally:
+        if before is None:
+            del layer.forward  # the class's own again
+        else:
+            layer.forward = before
+    if not found:
+        raise ValueError(f"{type(model).__name__} did not call its output layer, so its hidden state cannot be read.")
+    return found[-1]
+
+
 def forward_rows(
     model: nn.Module,
     batch: Mapping[str, Any],

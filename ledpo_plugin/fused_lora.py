@@ -115,30 +115,35 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _active(layer: LoraLinear) -> bool:
-    return not layer.disable_adapters and not layer.merged
+def _name(layer: LoraLinear) -> str:
+    return layer.active_adapters[0]
 
 
-def _weights(layer: LoraLinear, x: Tensor) -> Weights:
+def _active(layer: LoraLinear, name: str) -> bool:
+    """Say whether the adapter that the layer was checked for is the one that is at work, and no other."""
+    return layer.active_adapters == [name] and not layer.disable_adapters and not layer.merged
+
+
+def _weights(layer: LoraLinear, name: str, x: Tensor) -> Weights:
     """Return a layer's weights in the type that its products run in."""
-    base, name = layer.get_base_layer(), layer.active_adapters[0]
+    base = layer.get_base_layer()
     kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     tensors = (base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
     return *(tensor if tensor is None else tensor.to(kind) for tensor in tensors), layer.scaling[name]
 
 
-def _linear_forward(layer: LoraLinear, original: Callable, x: Tensor, *args, **kwargs) -> Tensor:
-    if args or kwargs or not _active(layer):
+def _linear_forward(layer: LoraLinear, original: Callable, name: str, x: Tensor, *args, **kwargs) -> Tensor:
+    if args or kwargs or not _active(layer, name):
         return original(x, *args, **kwargs)
-    weights = _weights(layer, x)
+    weights = _weights(layer, name, x)
     return _Projection.apply(x.to(weights[0].dtype), *weights)
 
 
-def _mlp_forward(mlp: nn.Module, original: Callable, x: Tensor) -> Tensor:
-    layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    if not all(_active(layer) for layer in layers):
+def _mlp_forward(mlp: nn.Module, original: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:
+    layers = tuple(zip((mlp.gate_proj, mlp.up_proj, mlp.down_proj), names, strict=True))
+    if not all(_active(layer, name) for layer, name in layers):
         return original(x)
-    weights = [_weights(layer, x) for layer in layers]
+    weights = [_weights(layer, name, x) for layer, name in layers]
     tensors = [tensor for item in weights for tensor in item[:4]]
     return _GatedMlp.apply(x.to(weights[0][0].dtype), tuple(item[4] for item in weights), *tensors)
 
@@ -157,14 +162,21 @@ def _is_gated_mlp(module: nn.Module) -> bool:
 def fuse(model: nn.Module) -> int:
     """Change the LoRA layers of `model` that are plain enough, in place; return how many modules were changed.
 
-    A layer whose adapter is switched off, merged or given arguments of its own goes through PEFT as ever.
+    A layer whose adapter is switched off or merged, at which another adapter is at work, or that is given arguments of
+    its own goes through PEFT as ever.
     """
     changed = 0
     for module in model.modules():
-        forward = _mlp_forward if _is_gated_mlp(module) else _linear_forward if _fits(module) else None
-        if forward is not None and "forward" not in vars(module):
-            module.forward = partial(forward, module, module.forward)
-            changed += 1
+        if "forward" in vars(module):
+            continue
+        if _is_gated_mlp(module):
+            names = tuple(_name(part) for part in (module.gate_proj, module.up_proj, module.down_proj))
+            module.forward = partial(_mlp_forward, module, module.forward, names)
+        elif _fits(module):
+            module.forward = partial(_linear_forward, module, module.forward, _name(module))
+        else:
+            continue
+        changed += 1
     return changed
 
 

@@ -222,10 +222,11 @@ def templates_kept() -> Iterator[None]:
 
 def _after_init(self) -> None:
     from .losses import LOSSES
+    from .stages import STAGES
 
     pieces().FinetuningArguments.__post_init__(self)
     self.ledpo_stage = self.stage
-    self.use_ref_model = LOSSES[self.pref_loss].needs_reference
+    self.use_ref_model = LOSSES[self.pref_loss].needs_reference or STAGES[self.stage].rollouts
     # The host's dispatch is an elif over its own names; run_dpo, replaced below, is ours to enter by.
     self.stage = "dpo"
 
@@ -243,7 +244,11 @@ def finetuning_class() -> type:
         for item in fields(LedpoArguments)
     ]
     # Wider than the host's Literals; ledpo_plugin.recipe has checked both before this is made.
-    wider = [("stage", str, field(default="ledpo")), ("pref_loss", str, field(default="sigmoid"))]
+    wider = [
+        ("stage", str, field(default="ledpo")),
+        ("pref_loss", str, field(default="sigmoid")),
+        ("reward_model_type", str, field(default="lora")),
+    ]
     return make_dataclass(
         "LedpoFinetuningArguments",
         own + wider,
@@ -315,6 +320,7 @@ def _train_args(original: Callable) -> Callable:
                 print(f"ledpo: {folder} was not written to its end (killed while saving?); set aside.", flush=True)
         parsed = _parse_with_plugin_class(original, resolved)
         finetuning_args = parsed[3]
+        finetuning_args.ledpo_generating = parsed[4]  # the host hands these to its own PPO alone
         finetuning_args.ledpo_recipe = dict(recipe)
         finetuning_args.ledpo_added = added_values(recipe, resolved)
         return parsed
@@ -417,3 +423,19 @@ def prepare_reference(trainer: Any, model: Any) -> Any:
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
     prepared.eval()
     return prepared
+
+
+@contextmanager
+def whole_for_generation(trainer: Any) -> Iterator[Any]:
+    """Give the trainer's policy unwrapped and with all its weights in place, so that it can generate."""
+    wrapped = trainer.model_wrapped
+    if trainer.is_deepspeed_enabled:
+        gathered = importlib.import_module("trl.models.utils").unwrap_model_for_generation
+        with gathered(wrapped, trainer.accelerator) as model:
+            yield model
+    elif trainer.is_fsdp_enabled and not getattr(trainer.accelerator, "is_fsdp2", False):
+        fsdp = importlib.import_module("torch.distributed.fsdp").FullyShardedDataParallel
+        with fsdp.summon_full_params(wrapped, recurse=False):
+            yield trainer.accelerator.unwrap_model(wrapped)
+    else:
+        yield trainer.accelerator.unwrap_model(wrapped)

@@ -84,7 +84,7 @@ def separate(features: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
     return kinds
 
 
-def _endless(count: int, first: int, seed: int, shuffled: bool) -> Iterator[int]:
+def endless(count: int, first: int, seed: int, shuffled: bool) -> Iterator[int]:
     """Give `first` to `first + count - 1` over and over, in a new order each time."""
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -161,8 +161,8 @@ class MixtureBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         seed = self.seed + 1000 * self.epoch
-        preferences = _endless(self.preferences, 0, seed, self.shuffled)
-        instructions = _endless(self.instructions, self.preferences, seed + 1, self.shuffled)
+        preferences = endless(self.preferences, 0, seed, self.shuffled)
+        instructions = endless(self.instructions, self.preferences, seed + 1, self.shuffled)
         fill = self._by_examples if self.tokens is None else self._by_tokens
         return fill(preferences, instructions)
 

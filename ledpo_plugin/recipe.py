@@ -11,6 +11,7 @@ from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
 from ledpo_plugin import _recipe_mixture as mixture
 from ledpo_plugin import _recipe_ranges as ranges
+from ledpo_plugin import _recipe_rollouts as rollouts
 from ledpo_plugin import _recipe_types as types
 from ledpo_plugin._recipe_problem import Problem, RecipeError, problem, unknown
 from ledpo_plugin._recipe_reading import (
@@ -103,6 +104,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_adapter_kind,
     mixture.check_mixture,
     mixture.check_budget,
+    rollouts.check_rollouts,
     files.check_models,
     files.check_adapters,
     files.check_beta_head,
@@ -160,13 +162,15 @@ def resolve_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
         _fill(resolved, {"beta_min": rounded(beta / SPREAD), "beta_max": rounded(beta * SPREAD)})
     if mode in HEAD_MODES:
         _fill(resolved, {"beta_head_source": "reference" if loss.needs_reference else "policy"})
-    idle = set(combinations.idle_keys(stage, loss, mode))
+    _fill(resolved, rollouts.rollout_defaults(resolved, stage, mode))
+    idle = set(combinations.idle_keys(stage, loss, mode)) | set(rollouts.idle_in(resolved, stage, mode))
     if not resolved.get("sft_ratio"):
         idle |= {"sft_ratio", "sft_ratio_by"}
     own = {key: field.default for key, field in argument_fields().items() if key not in idle}
     _fill(resolved, {key: value for key, value in own.items() if value is not None and value is not False})
-    if isinstance(resolved.get("beta_head_widths"), int):  # YAML reads a single width as a number
-        resolved["beta_head_widths"] = str(resolved["beta_head_widths"])
+    for key in ("beta_head_widths", "reward_weights"):  # YAML reads a single one as a number
+        if isinstance(resolved.get(key), int | float):
+            resolved[key] = str(resolved[key])
     return resolved
 
 

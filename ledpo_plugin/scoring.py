@@ -24,6 +24,7 @@ class Scores:
     """What one pass found; filled while the model runs."""
 
     token_logps: Tensor | None = None  # [N], fp32, with gradient
+    states: Tensor | None = None  # [N, d], the hidden states that predict, with gradient
     hidden: Tensor | None = None  # [R, d], fp32, detached
     prompt_logps: Tensor | None = None  # [M], fp32, detached
     entropy: Tensor | None = None  # [N], divided by ln|V|, detached
@@ -101,14 +102,17 @@ def _entropies(forward: Callable[[Tensor], Tensor], hidden: Tensor, vocabulary: 
 
 
 @contextmanager
-def scoring(layer: nn.Module, plan, wants: frozenset[str], mixture: Callable | None = None) -> Iterator[Scores]:
+def scoring(
+    layer: nn.Module, plan, wants: frozenset[str], mixture: Callable | None = None, temperature: float = 1.0
+) -> Iterator[Scores]:
     """For the length of one pass, let the model's output layer fill `Scores` instead of returning logits.
 
     Args:
         layer: the model's output layer.
         plan: a `Plan` of the batch.
-        wants: of "hidden", "prompt_nll", "entropy", "logits".
+        wants: of "hidden", "prompt_nll", "entropy", "logits", "states".
         mixture: called with each chunk's logits `[n, V]` and its slice of the N; gives two `[n]` (epsilon-DPO).
+        temperature: divides the logits of the response tokens; the output layer has no bias where it is not 1.
     """
     scores = Scores()
     original = layer.forward
@@ -117,7 +121,10 @@ def scoring(layer: nn.Module, plan, wants: frozenset[str], mixture: Callable | N
     def score(hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         needed = flat.index_select(0, plan.predict)
-        scores.token_logps = token_logps(layer, original, needed, plan.target)
+        if "states" in wants:
+            scores.states = needed
+        cooled = needed if temperature == 1 else needed / temperature
+        scores.token_logps = token_logps(layer, original, cooled, plan.target)
         if "hidden" in wants:
             scores.hidden = flat.detach().index_select(0, plan.last_prompt).float()
         vocabulary = getattr(layer, "out_features", None) or layer.weight.shape[0]

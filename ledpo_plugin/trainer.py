@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
-from .beta_training import BetaTraining, mean_over_ranks
+from .beta_training import BetaTraining
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
 from .forward import Mixture, RowOutput, forward_rows, predictions
@@ -28,6 +28,7 @@ from .metrics import pair_metrics, unpaired_metrics
 from .mixture import SFT, Mixed, MixtureBatches
 from .plans import PREFIX
 from .reference_cache import ReferenceCache
+from .side_optimizer import mean_over_ranks
 from .usage import Cost, Usage
 
 
@@ -375,7 +376,11 @@ class PreferenceTrainer(Trainer):
         return dict(zip(names, matrix[:, 1:].unbind(1), strict=True))
 
     def _summary(self, columns: dict[str, Tensor]) -> dict[str, float]:
-        return {key: value for key, value in self.summarise(columns).items() if value == value}  # nan: nothing to say
+        return self._known(self.summarise(columns))
+
+    @staticmethod
+    def _known(metrics: dict[str, float]) -> dict[str, float]:
+        return {key: value for key, value in metrics.items() if value == value}  # nan: nothing to say
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:

@@ -34,6 +34,19 @@ class Counts:
     reference_tokens: int = 0
     reference_tokens_run: int = 0  # of these, those that were not in the cache
     reference_predictions: int = 0
+    # Rollouts: what the policy generates, and what it and the reward models are asked about that (no gradient).
+    answers: int = 0
+    rollout_prompt_tokens: int = 0  # positions of prompts
+    generated_tokens: int = 0  # positions of answers, each through the output layer
+    scored_tokens: int = 0
+    scored_predictions: int = 0
+    reward_tokens: int = 0  # positions through reward models, counted as if they were as large as the policy
+
+    @property
+    def tokens(self) -> int:
+        """Positions through any model."""
+        made = self.rollout_prompt_tokens + self.generated_tokens + self.scored_tokens + self.reward_tokens
+        return self.policy_tokens + self.reference_tokens + made
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,12 @@ class Cost:
         policy = 2 * self.passes * self.body * counts.policy_tokens + 4 * self.output * counts.predictions
         policy += 2 * self.trained * counts.policy_tokens
         reference = 2 * self.body * counts.reference_tokens + 2 * self.output * counts.reference_predictions
-        return policy + reference
+        return policy + reference + self.rollouts(counts)
+
+    def rollouts(self, counts: Counts) -> float:
+        """Return the operations of what rollouts need besides the reference: generation, scores and rewards."""
+        made = counts.rollout_prompt_tokens + counts.generated_tokens + counts.scored_tokens + counts.reward_tokens
+        return 2 * self.body * made + 2 * self.output * (counts.generated_tokens + counts.scored_predictions)
 
 
 class Usage(TrainerCallback):
@@ -91,6 +109,20 @@ class Usage(TrainerCallback):
         self.counts.reference_predictions += predictions
         self.counts.reference_tokens_run += tokens if ran else 0
 
+    def generated(self, prompt_tokens: int, tokens: int) -> None:
+        """Count a generation: positions of the prompts and of the answers, padding included."""
+        self.counts.rollout_prompt_tokens += prompt_tokens
+        self.counts.generated_tokens += tokens
+
+    def scored(self, tokens: int, predictions: int) -> None:
+        """Count a pass of the policy over answers that were just given."""
+        self.counts.scored_tokens += tokens
+        self.counts.scored_predictions += predictions
+
+    def rewarded(self, tokens: int) -> None:
+        """Count passes of reward models."""
+        self.counts.reward_tokens += tokens
+
     def total(self) -> Counts:
         """Return the sums over all processes."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -111,8 +143,7 @@ class Usage(TrainerCallback):
         if self.budget_tokens is None and self.budget_flops is None:
             return
         total = self.total()
-        tokens = total.policy_tokens + total.reference_tokens
-        over = self.budget_tokens is not None and tokens >= self.budget_tokens
+        over = self.budget_tokens is not None and total.tokens >= self.budget_tokens
         over |= self.budget_flops is not None and self.cost.flops(total) >= self.budget_flops
         control.should_training_stop |= over
         if over and args.save_strategy != SaveStrategy.NO:
@@ -121,9 +152,11 @@ class Usage(TrainerCallback):
     def logged(self) -> dict[str, float]:
         """Return what each line of the log says."""
         total = self.total()
+        rollouts = {"rollouts": total.answers, "generated_tokens": total.generated_tokens} if total.answers else {}
         return {
             "policy_tokens": total.policy_tokens,
             "reference_tokens": total.reference_tokens,
+            **rollouts,
             "flops": self.cost.flops(total),
         }
 

@@ -12,8 +12,11 @@ from .layout import Batches
 from .losses import LOSSES
 from .mixture import Mixed
 from .reference_cache import ReferenceCache
+from .rl.build import Arguments, build_phase, prompt_data
+from .rl.trainer import AlternateTrainer, PpoTrainer
 from .run_record import write_record
 from .shared_prompt import Costs
+from .stages import STAGES, Stage
 from .trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
 from .usage import write_usage
 
@@ -123,7 +126,7 @@ def build_trainer(
     """Load tokenizer, data, model, reference and strategy as the recipe says; return the trainer and its data."""
     host = pieces()
     log = host.logging.get_logger("llamafactory.ledpo").info_rank0
-    loss = LOSSES[finetuning_args.pref_loss]
+    loss, stage = LOSSES[finetuning_args.pref_loss], STAGES[finetuning_args.ledpo_stage]
     log(
         f"LEDPO stage {finetuning_args.ledpo_stage}: pref_loss {loss.name}, beta_mode {finetuning_args.beta_mode}; "
         f"values left out of the recipe and resolved to: {finetuning_args.ledpo_added}."
@@ -131,13 +134,8 @@ def build_trainer(
 
     tokenizer_module = host.load_tokenizer(model_args)
     template = host.get_template(tokenizer_module["tokenizer"], data_args)
-    host_stage = "rm" if loss.data == "pairs" else "kto"  # what the host's data loading calls such data
-    dataset_module = host.get_dataset(
-        template, model_args, data_args, training_args, stage=host_stage, **tokenizer_module
-    )
-    for split in ("train_dataset", "eval_dataset"):
-        if dataset_module.get(split) is not None:
-            dataset_module[split] = drop_unusable(dataset_module[split], split.removesuffix("_dataset"), loss.data, log)
+    run = Arguments(model_args, data_args, training_args, finetuning_args, tokenizer_module, template, log)
+    dataset_module = prompt_data(run) if stage.data == "prompts" else _preferences(run, loss)
     model = host.load_model(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
 
     config = head_config(
@@ -152,20 +150,23 @@ def build_trainer(
     if finetuning_args.beta_head_path:
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
-    needs_reference = loss.needs_reference or strategy.needs_reference
+    needs_reference = loss.needs_reference or strategy.needs_reference or stage.rollouts
+    extra: dict[str, Any] = {}
+    if stage.rollouts:
+        extra["phase"] = build_phase(run, model, dataset_module["train_dataset"] if stage.data == "prompts" else None)
 
     collator = _collator(loss, data_args, strategy, model, template, tokenizer_module)
-    collator.caches = _caches(
-        dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
-    )
+    if stage.data != "prompts":
+        collator.caches = _caches(
+            dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
+        )
     if training_args.do_train and finetuning_args.sft_dataset and finetuning_args.sft_ratio > 0:
         instructions = _instructions(
             model_args, data_args, training_args, template, tokenizer_module, finetuning_args.sft_dataset, log
         )
         dataset_module["train_dataset"] = Mixed(dataset_module["train_dataset"], instructions)
         collator.collate_sft = padded_collator(host.InstructionCollator, data_args, model, template, tokenizer_module)
-    trainer_class = PairTrainer if loss.data == "pairs" else UnpairedTrainer
-    trainer = trainer_class(
+    trainer = _trainer_class(stage)(
         model=model,
         ref_model=_reference(model, model_args, training_args, finetuning_args, needs_reference),
         args=training_args,
@@ -175,10 +176,29 @@ def build_trainer(
         caches=collator.caches,
         data_collator=collator,
         callbacks=callbacks,
+        **extra,
         **dataset_module,
         **tokenizer_module,
     )
     return trainer, dataset_module
+
+
+def _trainer_class(stage: Stage) -> type[PreferenceTrainer]:
+    if stage.rollouts:
+        return PpoTrainer if stage.data == "prompts" else AlternateTrainer
+    return PairTrainer if stage.data == "pairs" else UnpairedTrainer
+
+
+def _preferences(run: Arguments, loss) -> dict[str, Any]:
+    """Return the tokenized preferences, without rows that cannot train."""
+    host_stage = "rm" if loss.data == "pairs" else "kto"  # what the host's data loading calls such data
+    found = pieces().get_dataset(
+        run.template, run.model_args, run.data_args, run.training_args, stage=host_stage, **run.tokenizer_module
+    )
+    for split in ("train_dataset", "eval_dataset"):
+        if found.get(split) is not None:
+            found[split] = drop_unusable(found[split], split.removesuffix("_dataset"), loss.data, run.log)
+    return found
 
 
 def fill_caches(recipe: dict[str, Any]) -> list[str]:
@@ -233,7 +253,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
             _fill_first(trainer)
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         trainer.save_model()
-        if finetuning_args.include_effective_tokens_per_second:
+        if finetuning_args.include_effective_tokens_per_second and not STAGES[finetuning_args.ledpo_stage].rollouts:
             data = dataset_module["train_dataset"]
             result.metrics["effective_tokens_per_sec"] = host.calculate_tps(
                 data.preferences if isinstance(data, Mixed) else data,

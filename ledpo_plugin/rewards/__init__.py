@@ -1,0 +1,129 @@
+"""Rewards of answers: from reward models, trained runs, servers and functions; several of them weighted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._api import ServerReward
+from ._function import FunctionReward
+from ._implicit import build_implicit
+from ._reward_model import build_full, build_lora
+from ._types import NONE, RewardBatch, RewardError, RewardOutput, Source
+from ._wanted import TYPES, Wanted, wanted
+
+__all__ = ["SOURCES", "TYPES", "RewardBatch", "RewardError", "RewardOutput", "Rewards", "build_rewards"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What sources are built from: the policy and the host's arguments."""
+
+    model: nn.Module  # the policy, as the host loaded it
+    tokenizer: Any
+    template: Any
+    model_args: Any
+    data_args: Any
+    training_args: Any
+    finetuning_args: Any
+    log: Callable[[str], None]
+
+
+def _api(one: Wanted, context: Context) -> Source:
+    own = context.finetuning_args
+    return ServerReward(
+        one.name,
+        one.where,
+        timeout=own.reward_timeout,
+        retries=own.reward_retries,
+        batch_size=context.training_args.per_device_train_batch_size,
+        log=context.log,
+    )
+
+
+def _function(one: Wanted, context: Context) -> Source:
+    return FunctionReward(one.name, one.where)
+
+
+SOURCES: Mapping[str, Callable[[Wanted, Context], Source]] = MappingProxyType(
+    {"lora": build_lora, "full": build_full, "api": _api, "implicit": build_implicit, "function": _function}
+)
+
+
+class Rewards:
+    """All sources of rewards of a run, added up."""
+
+    def __init__(self, sources: Sequence[Source], wanted: Sequence[Wanted], clip: float | None = None):
+        self.sources, self._wanted, self.clip = list(sources), list(wanted), clip
+
+    @property
+    def names(self) -> list[str]:
+        """The sources' names, in the recipe's order."""
+        return [one.name for one in self._wanted]
+
+    @property
+    def weights(self) -> list[float]:
+        """The sources' weights, in the recipe's order."""
+        return [one.weight for one in self._wanted]
+
+    @torch.no_grad()
+    def score(self, batch: RewardBatch, model: nn.Module) -> RewardOutput:
+        """Return the rewards of a batch of answers.
+
+        A source that weighs 0 is only watched: it goes into `parts`, and what it does not say takes no reward away.
+
+        Args:
+            batch: R answers.
+            model: the policy, unwrapped.
+
+        Raises:
+            RewardError: a source cannot give anything.
+        """
+        device = next(model.parameters()).device
+        parts = {
+            one.name: source.score(batch, model).to(device=device, dtype=torch.float32)
+            for one, source in zip(self._wanted, self.sources, strict=True)
+        }
+        total = torch.zeros(batch.size, device=device)
+        for one in self._wanted:
+            if one.weight != 0:
+                total = total + one.weight * parts[one.name]
+        failed = ~torch.isfinite(total)
+        if self.clip is not None:
+            total = total.clamp(-self.clip, self.clip)
+        return RewardOutput(total.masked_fill(failed, NONE), parts, failed)
+
+
+def build_rewards(
+    *,
+    model: nn.Module,
+    tokenizer: Any,
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    log: Callable[[str], None],
+) -> Rewards:
+    """Return the rewards that a recipe wants; to be called when the policy is loaded and before its trainer is made.
+
+    Args:
+        model: the policy; adapters of reward models on the same base are added to it, frozen and not active.
+        tokenizer: the policy's, as its template left it.
+        template: the policy's.
+        model_args: the host's.
+        data_args: the host's.
+        training_args: the host's.
+        finetuning_args: the host's, with the plugin's keys.
+        log: takes a sentence.
+
+    Raises:
+        RewardError: a source cannot be loaded, or does not fit the policy.
+    """
+    context = Context(model, tokenizer, template, model_args, data_args, training_args, finetuning_args, log)
+    own = finetuning_args
+    rows = wanted(own.reward_model, own.reward_model_type, own.reward_weights)
+    return Rewards([SOURCES[one.kind](one, context) for one in rows], rows, own.reward_clip)

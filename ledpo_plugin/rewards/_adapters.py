@@ -1,0 +1,112 @@
+"""Further adapters on the policy's own base weights: added frozen, at work only while a reward is computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ._types import RewardError
+
+PREFIX = "ledpo_reward_"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Put back which parameters take a gradient and which modules are in training: PEFT changes both as it goes."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def at_work(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
+    """Let one adapter of a PEFT model be the active one, or none at all; afterwards all is as it was.
+
+    Args:
+        model: a `PeftModel`.
+        name: of the adapter; None: the base model speaks.
+    """
+    before = model.active_adapter
+    with kept(model):
+        if name is None:
+            with model.disable_adapter():
+                yield model
+            return
+        model.set_adapter(name)
+        try:
+            yield model
+        finally:
+            model.set_adapter(before)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that is asked, or the policy's with another adapter."""
+
+    model: nn.Module | None  # None: the policy's
+    adapter: str | None  # that is at work in a PEFT model meanwhile; None: none, the base model speaks
+
+    @contextmanager
+    def speaking(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """Give the model to ask; afterwards the policy is as it was."""
+        model = policy if self.model is None else self.model
+        with at_work(model, self.adapter) if hasattr(model, "peft_config") else nullcontext(model) as speaking:
+            yield speaking
+
+
+def add_adapter(model: nn.Module, folder: Path, where: str) -> str:
+    """Add the adapter in `folder` to a PEFT model, frozen and not active; return its name in the model.
+
+    What the policy saves, trains and computes stays as it was.
+
+    Raises:
+        RewardError: its weights are not there as safetensors, or do not fit the model.
+    """
+    name = f"{PREFIX}{sum(other.startswith(PREFIX) for other in model.peft_config)}"
+    if not (folder / WEIGHTS).is_file():
+        raise RewardError(f"{where} holds no {WEIGHTS}: adapters are read from safetensors only. Save it as such.")
+    with kept(model):
+        try:
+            result = model.load_adapter(str(folder), name, is_trainable=False, torch_device="cpu")
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise RewardError(
+                f"The adapter {where} does not fit the policy's model: {reason}. Name the adapter of a reward model "
+                "that was trained on the policy's own base model, or use reward_model_type: full."
+            ) from error
+        own = [parameter for key, parameter in model.named_parameters() if f".{name}." in f".{key}."]
+        for parameter in own:
+            parameter.requires_grad_(False)
+    odd = [*result.missing_keys, *result.unexpected_keys]
+    if odd or not own:
+        raise RewardError(
+            f"The adapter {where} does not fit the policy's model: {odd[0] if odd else 'no layer has a part of it'} "
+            "is without its place. Name the adapter of a reward model that was trained on the policy's base model."
+        )
+    return name
+
+
+def save_only_policy(model: nn.Module) -> None:
+    """Let a PEFT model save the adapter that is active now where the caller does not say which, and no other.
+
+    PEFT's own default is to save all adapters it holds: each checkpoint would carry the reward models along, and a
+    resumed run would find them there.
+    """
+    own, save = [model.active_adapter], model.save_pretrained
+
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        return save(*args, **({"selected_adapters": own} | kwargs))
+
+    if not hasattr(model.save_pretrained, "ledpo_policy"):
+        save_pretrained.ledpo_policy = own
+        model.save_pretrained = save_pretrained
