@@ -28,7 +28,7 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         engine: LlamaBoard's, whose manager holds `top.lang`.
     """
     lang = engine.manager.get_elem_by_id("top.lang")
-    with gr.Row():
+    with gr.Row(equal_height=True):
         folder = gr.Textbox(value=FOLDER, scale=5, elem_id="exp_folder")
         find_btn = gr.Button(scale=1, elem_id="exp_find")
     listing = gr.HTML(elem_id="exp_list", padding=False)
@@ -41,7 +41,7 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         resume_btn = gr.Button(interactive=False, elem_id="exp_resume")
     message = gr.Textbox(interactive=False, lines=1, max_lines=30, elem_id="exp_message")
     status = gr.HTML(elem_id="exp_status", padding=False)
-    log = gr.Textbox(interactive=False, lines=4, max_lines=14, autoscroll=True, elem_id="exp_log")
+    log = gr.Textbox(interactive=False, lines=4, max_lines=14, autoscroll=True, visible=False, elem_id="exp_log")
     with gr.Row():
         report_btn = gr.Button(interactive=False, elem_id="exp_report_show")
         report_close_btn = gr.Button(visible=False, elem_id="exp_report_close")
@@ -70,7 +70,7 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         return {
             seen: digest,
             status: page,
-            log: said,
+            log: gr.Textbox(value=said, visible=bool(said)),
             beta_run: gr.Dropdown(choices=runs),
             **_buttons(one, how, has_report),
         }
@@ -108,7 +108,11 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         if which is None:
             off = {button: gr.Button(interactive=False) for button in (start_btn, stop_btn, resume_btn, report_btn)}
             error = view.text_html(sketch(Path(chosen)).error) if chosen else ""
-            return shown | off | {status: error, log: "", seen: "", beta_run: gr.Dropdown(choices=[])}
+            return (
+                shown
+                | off
+                | {status: error, log: gr.Textbox(value="", visible=False), seen: "", beta_run: gr.Dropdown(choices=[])}
+            )
         return shown | look_at(words, chosen, which, None)
 
     def begin(words: str | None, path: str | None, which: str | None) -> dict[Component, Any]:

@@ -22,8 +22,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 STYLE = """
 .ledpo-exp table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
-.ledpo-exp th, .ledpo-exp td { text-align: start; padding: 4px 10px; vertical-align: top; overflow-wrap: anywhere;
-  border-bottom: 1px solid var(--border-color-primary); }
+.ledpo-exp table tr > * { text-align: start; padding: 4px 10px; vertical-align: top; overflow-wrap: anywhere;
+  border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
 .ledpo-exp td.number { font-variant-numeric: tabular-nums; }
 .ledpo-exp .state { white-space: nowrap; }
 .ledpo-exp .state::before { content: ""; display: inline-block; width: .6em; height: .6em; border-radius: 50%;
