@@ -8,11 +8,11 @@ import gradio as gr
 from ledpo_plugin._recipe_reading import recommended
 from ledpo_plugin.recipe import added_values, resolve_recipe
 from ledpo_plugin.webui.datasets import choices_of
-from ledpo_plugin.webui.keys import AUTO, SECTIONS, Key, acting, entered, form_keys, understood
+from ledpo_plugin.webui.keys import AUTO, DECIDING, SECTIONS, Key, acting, entered, form_keys, understood
 from ledpo_plugin.webui.words import PREFIX, info, label, locales, text
 
 _WIDTH = 240  # pixels; narrower widgets go to the next line
-_DECIDING = ("pref_loss", "beta_mode", "pref_beta")  # what the others' values and places depend on
+_SAID = (*DECIDING, "pref_beta")  # what the values depend on that are filled in
 
 
 def _widget(key: Key) -> Any:
@@ -77,24 +77,24 @@ class Form:
         top = engine.manager.get_elem_by_id
         stage, folder = elements["training_stage"], elements["dataset_dir"]
         lang, kind = top("top.lang"), top("top.finetuning_type")
-        deciding = [self.widgets[name] for name in _DECIDING]
+        deciding = [self.widgets[name] for name in DECIDING]
         shown = [self.accordion, elements["rlhf_tab"], *self.sections.values(), *self.widgets.values()]
+        quiet = {"queue": False, "show_progress": "hidden"}
 
-        def show(title: str, loss: str, mode: str) -> list[dict[str, Any]]:
-            name = stages.get(title)
-            acts = acting(name, {"pref_loss": loss, "beta_mode": mode})
+        def show(title: str, *values: Any) -> list[dict[str, Any]]:
+            acts = acting(stages.get(title), dict(zip(DECIDING, values, strict=True)))
             here = {form_keys()[key].section for key in acts}
             visible = [bool(acts), not acts, *(section in here for section in self.sections)]
             return [gr.update(visible=yes) for yes in (*visible, *(key in acts for key in self.widgets))]
 
         def describe(lang: str, kind: str, title: str, *values: Any) -> str:
-            said = dict(zip(_DECIDING, values, strict=True))
+            said = dict(zip(_SAID, values, strict=True))
             return "  \n".join(filled_in(lang or "en", kind, stages.get(title), said))
 
-        triggers = [stage.change, *(self.widgets[name].change for name in ("pref_loss", "beta_mode"))]
-        gr.on(triggers, show, [stage, *deciding[:2]], shown, queue=False, show_progress="hidden")
-        sources = [lang, kind, stage, *deciding]
-        gr.on([item.change for item in sources], describe, sources, [self.note], queue=False, show_progress="hidden")
+        choice = [stage, *deciding]
+        gr.on([item.change for item in choice], show, choice, shown, **quiet)
+        sources = [lang, kind, stage, *(self.widgets[name] for name in _SAID)]
+        gr.on([item.change for item in sources], describe, sources, [self.note], **quiet)
         for name, widget in self.widgets.items():
             if form_keys()[name].widget == "datasets":
                 self._list(widget, folder, "prompts" if name == "prompt_dataset" else "instructions")

@@ -13,11 +13,14 @@ from typing import Any, Literal, get_type_hints
 from ledpo_plugin._recipe_combinations import idle_keys
 from ledpo_plugin._recipe_ranges import BOUNDS
 from ledpo_plugin._recipe_reading import is_number, loss_of, mode_of, stage_of
+from ledpo_plugin._recipe_rollouts import idle_in
 from ledpo_plugin._recipe_types import alternatives
 from ledpo_plugin.hparams import LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.stages import STAGES, Stage
+from ledpo_plugin.stages import Stage
 
+# What other keys act by, beside the stage; a form with these values says which of the others are shown.
+DECIDING = ("pref_loss", "beta_mode", "advantage_estimator", "kl_control", "rollout_pairs")
 AUTO = ""  # the value of a dropdown whose key is left out of the recipe
 SECTIONS = ("loss", "beta", "mixture", "rollout", "speed", "other")
 
@@ -165,30 +168,26 @@ def understood(stage: str | None, values: Mapping[str, Any]) -> tuple[Stage | No
 
 
 def acting(stage: str | None, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys that act at a stage with the chosen loss and beta mode, in the form's order.
+    """Return the keys that act at a stage with what else is chosen, in the form's order.
 
     Args:
         stage: a stage's name; none act where it is not the plugin's.
-        values: what the form says; `pref_loss` and `beta_mode` are read.
+        values: what the form says; those of `DECIDING` are read.
     """
     found, loss, mode = understood(stage, values)
     if found is None:
         return ()
     if loss is None or mode is None:
         return tuple(name for name in form_keys() if name in ("pref_loss", "beta_mode"))
-    idle = set(idle_keys(found, loss, mode)) | _elsewhere(found)
+    chosen = {name: values.get(name) or None for name in DECIDING}
+    idle = {*idle_keys(found, loss, mode), *idle_in(chosen, found, mode)}
+    if not found.rollouts:
+        idle |= _ROLLOUT_ONLY
     if not loss.label_smoothing:
         idle.add("dpo_label_smoothing")
     if not found.any_loss:
         idle.add("pref_loss")
     return tuple(name for name in form_keys() if name not in idle)
-
-
-def _elsewhere(stage: Stage) -> set[str]:
-    """Return the keys of other stages."""
-    fields = argument_fields().items()
-    others = {name for name, field in fields if stage.name not in field.metadata.get("stages", STAGES)}
-    return others if stage.rollouts else others | _ROLLOUT_ONLY
 
 
 def entered(stage: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
