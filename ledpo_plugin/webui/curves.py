@@ -48,8 +48,8 @@ def held_out(rows: Rows) -> dict[str, str]:
 
 
 def draw(rows: Rows) -> Figure | None:
-    """Return beta over accuracy, each over steps; None where neither was logged."""
-    panels = [panel for panel in (_beta, _accuracy) if panel(None, rows)]
+    """Return beta, accuracy, reward and KL, each over steps, as far as they were logged; None where none was."""
+    panels = [panel for panel in (_beta, _accuracy, _reward, _kl) if panel(None, rows)]
     if not panels:
         return None
     figure = Figure(figsize=(6.4, 3.6 * len(panels)), layout="constrained")  # not pyplot's: threads draw at a time
@@ -67,9 +67,9 @@ def _beta(axes: Axes | None, rows: Rows) -> bool:
     steps, mean = series(rows, "beta/mean")
     if axes is None or not steps:
         return bool(steps)
-    low, high = series(rows, "beta/q10"), series(rows, "beta/q90")
-    if low[0] == high[0] == steps:
-        axes.fill_between(steps, low[1], high[1], color=_BLUE, alpha=0.18, linewidth=0, label="10 % to 90 %")
+    low, high, name = band([row for row in rows if "beta/mean" in row])
+    if name:
+        axes.fill_between(steps, low, high, color=_BLUE, alpha=0.18, linewidth=0, label=name)
     axes.plot(steps, mean, color=_BLUE, label="mean", **_mark(steps))
     for key, color, name in (
         ("beta/mean_positive_margin", _GREEN, "mean where margin > 0"),
@@ -81,6 +81,16 @@ def _beta(axes: Axes | None, rows: Rows) -> bool:
     axes.set_ylabel("beta")
     axes.ticklabel_format(axis="y", useOffset=False)
     return True
+
+
+def band(rows: Rows) -> tuple[list[float], list[float], str]:
+    """Return the lower and the upper edge of beta's band and its name; "" where rows have neither edges nor spread."""
+    if all("beta/q10" in row and "beta/q90" in row for row in rows):
+        return [row["beta/q10"] for row in rows], [row["beta/q90"] for row in rows], "10 % to 90 %"
+    if all("beta/std" in row for row in rows):  # rollouts, and those mixed with preferences
+        pairs = [(row["beta/mean"], row["beta/std"]) for row in rows]
+        return [mean - std for mean, std in pairs], [mean + std for mean, std in pairs], "mean ± standard deviation"
+    return [], [], ""
 
 
 def _accuracy(axes: Axes | None, rows: Rows) -> bool:
@@ -97,6 +107,29 @@ def _accuracy(axes: Axes | None, rows: Rows) -> bool:
     axes.set_ylabel("accuracy")
     axes.set_ylim(-0.03, 1.03)
     return True
+
+
+def _reward(axes: Axes | None, rows: Rows) -> bool:
+    """Draw the mean reward of rollouts, in training and held out; return whether there is one."""
+    return _plain(axes, rows, "reward", {"rewards/mean": "rollouts", "eval_rewards/mean": "held out"})
+
+
+def _kl(axes: Axes | None, rows: Rows) -> bool:
+    """Draw the KL to the reference per answer; return whether there is one."""
+    keys = {"kl/sequence": "rollouts", "eval_kl/sequence": "held out"}
+    return _plain(axes, rows, "KL per answer (nats)", keys)
+
+
+def _plain(axes: Axes | None, rows: Rows, title: str, keys: Mapping[str, str]) -> bool:
+    found = {key: name for key, name in keys.items() if series(rows, key)[0]}
+    if axes is not None:
+        for (key, name), color in zip(found.items(), (_GREY, _BLUE), strict=False):
+            steps, values = series(rows, key)
+            axes.plot(
+                steps, values, color=color, marker="o" if color == _BLUE else _mark(steps).get("marker"), label=name
+            )
+        axes.set_ylabel(title)
+    return bool(found)
 
 
 def _mark(steps: Sequence[float]) -> dict[str, str]:
