@@ -3,36 +3,26 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 from experiment_results import HOSTILE, make
 from tiny_experiment import write_experiment
+from webui_pages import ELSEWHERE, Ui, running_browser, running_ui
 
 from ledpo_plugin.experiments import background
 from ledpo_plugin.experiments.files import read_json, write_json
 from ledpo_plugin.experiments.overview import find_experiments, overview, sketch
 from ledpo_plugin.experiments.report import write_report
-from ledpo_plugin.experiments.store import BACKGROUND, LOCK, ResultsError, locked
+from ledpo_plugin.experiments.store import BACKGROUND, BACKGROUND_LOG, LOCK, ResultsError, locked
 from ledpo_plugin.webui import experiments_actions as actions
 from ledpo_plugin.webui.experiments_texts import EXPERIMENT_LOCALES, LANGUAGES, WORDS, say
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-# What gradio's stock page asks of other hosts, which are not there in tests; nothing else may fail.
-OUTSIDE = (
-    "https://cdnjs.cloudflare.com/ajax/libs/iframe-resizer/4.3.1/iframeResizer.contentWindow.min.js",
-    "https://fonts.googleapis.com/css2?family=Source+Sans+Pro:wght@400;600&display=swap",
-)
 NAME = "<img src=x onerror=hit=1>"  # of an experiment: a folder may be called so
 LABEL = "<b onmouseover=hit=2>LEDPO</b>"
 TITLE = "</textarea><script>hit=3</script>A title"
@@ -164,98 +154,72 @@ def test_beta_of_what_has_none(tmp_path, monkeypatch, run, prompt, said):
 # ---- a real browser
 
 
-class UI:
-    """The stock web UI in a process of its own."""
+def wait_for(what, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
-    def __init__(self, cwd: Path, cache: Path):
-        self.cwd = cwd
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        environ = {
-            "LEDPO_CACHE": str(cache),
-            "GRADIO_SERVER_NAME": "127.0.0.1",
-            "GRADIO_SERVER_PORT": str(self.port),
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "BROWSER": "true",  # it opens one by itself
-        }
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self.log = cwd.parent / f"ui-{self.port}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "llamafactory-cli"), "webui"],
-                cwd=cwd,
-                env=os.environ | environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        deadline = time.monotonic() + 180
-        while True:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            try:
-                urllib.request.urlopen(self.url, timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.1)
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+def others(ui: Ui) -> list[psutil.Process]:
+    """Return the processes that work in a web UI's folder, itself left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            inside = Path(process.cwd()).is_relative_to(ui.folder)
+            if inside and process.pid != ui.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
 
-    def others(self) -> list[psutil.Process]:
-        """Return the processes other than the web UI that work in its folder."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                inside = Path(process.cwd()).is_relative_to(self.cwd)
-                if inside and process.pid != self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
+
+def came_up(ui: Ui) -> bool:
+    """Return whether it is there to stay: gradio gives up where its own page takes more than three seconds to come."""
+    wait_for(lambda: "To create a public link" in ui.log.read_text() or ui.process.poll() is not None)
+    assert ui.process.poll() is None or "localhost is not accessible" in ui.log.read_text(), ui.log.read_text()
+    return ui.process.poll() is None
 
 
 @pytest.fixture
 def begin():
     """Start web UIs; none of them, and nothing that they started, is left behind."""
-    started = []
+    with ExitStack() as stack:
+        started = []
 
-    def start(*arguments):
-        started.append(UI(*arguments))
-        return started[-1]
+        def start(folder: Path, cache: Path) -> Ui:
+            for _ in range(5):
+                # BROWSER: the host opens one by itself
+                started.append(stack.enter_context(running_ui(folder, LEDPO_CACHE=str(cache), BROWSER="true")))
+                if came_up(started[-1]):
+                    return started[-1]
+            raise AssertionError(started[-1].log.read_text())
 
-    yield start
-    for ui in started:
-        if ui.process.poll() is None:
+        yield start
+        for ui in started:
             ui.kill()
-        for process in ui.others():
-            process.kill()
+            for process in others(ui):
+                process.kill()
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if not CHROMIUM.is_file():
-        pytest.skip(f"{CHROMIUM} is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with running_browser() as launched:
         yield launched
-        launched.close()
 
 
 class Tab:
     """The tab in a browser, with everything that the browser complained of."""
 
-    def __init__(self, browser, ui: UI):
+    def __init__(self, browser, ui: Ui):
         self.page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
         self.page.set_default_timeout(60_000)  # ms; a busy machine can take longer than the usual 30 s
         self.messages: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss()))
+        for elsewhere in ELSEWHERE:
+            self.page.route(f"{elsewhere}**", lambda route: route.abort())
         self.page.goto(ui.url)
         self.page.get_by_role("tab", name="Experiments").click()
         self.page.wait_for_selector("#exp_list table")
@@ -263,9 +227,9 @@ class Tab:
     def _heard(self, message) -> None:
         if message.type not in ("error", "warning"):
             return
-        outside = message.location.get("url") in OUTSIDE and "net::ERR_" in message.text
-        if not outside and message.text not in [f"Unable to preload CSS for {url}" for url in OUTSIDE]:
-            self.messages.append(f"{message.type}: {message.text} ({message.location.get('url')})")
+        where = message.location.get("url", "")
+        if not where.startswith(ELSEWHERE) and not any(place in message.text for place in ELSEWHERE):
+            self.messages.append(f"{message.type}: {message.text} ({where})")
 
     def until(self, state: str, timeout: float = 120) -> None:
         """Wait until the chosen experiment is in a state."""
@@ -292,13 +256,6 @@ class Tab:
     def leave(self) -> None:
         self.check()
         self.page.context.close()
-
-
-def wait_for(what, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(900)
@@ -337,18 +294,18 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     tab.press("stop")
     tab.until("interrupted")
     tab.hears(WORDS["stopped"]["en"])
-    assert ui.others() == []  # nothing is left behind
+    assert others(ui) == []  # nothing is left behind
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
     tab.press("resume")
     tab.until("running")
-    wait_for(lambda: len(ui.others()) >= 2)  # the run and a worker
+    wait_for(lambda: len(others(ui)) >= 2)  # the run and a worker
     tab.check()
-    victims = ui.others()
+    victims = others(ui)
     ui.kill()
     tab.page.context.close()
     for process in victims:
         process.kill()
-    wait_for(lambda: ui.others() == [], 20)
+    wait_for(lambda: others(ui) == [], 20)
     assert background.at_work(results) is None
 
     ui = begin(cwd, cache)
@@ -404,6 +361,7 @@ def made_results(results: Path) -> None:
         if run["phase"] == "failed":
             write_json(Path(run["folder"]) / "state.json", run | {"error": f"{NAME} failed"})
     write_report(results, definition, runs)
+    (results / BACKGROUND_LOG).write_text(f"{NAME} was started\n\x1b[31mred\n")
 
 
 @pytest.mark.timeout(600)
@@ -427,14 +385,16 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     tab.until("failed")
     assert f"{NAME} failed" in page.inner_text("#exp_status")
     assert "7 of 8 finished, 1 failed" in page.inner_text("#exp_status")
+    assert page.input_value("#exp_log textarea") == f"{NAME} was started\n[U+001B][31mred"
+    page.click("#exp_beta button")
     for lang in ("ru", "zh", "ko", "ja", "en"):
         page.get_by_role("listbox").first.click()
         page.get_by_role("option", name=lang, exact=True).click()
-        page.wait_for_selector(f"#exp_start:has-text({json.dumps(EXPERIMENT_LOCALES['exp_start_btn'][lang]['value'])})")
-        page.wait_for_selector(f"#exp_status :text({json.dumps(WORDS['failed'][lang])})")
+        page.locator("#exp_start", has_text=EXPERIMENT_LOCALES["exp_start_btn"][lang]["value"]).wait_for()
+        page.locator("#exp_status").get_by_role("cell", name=WORDS["failed"][lang], exact=True).wait_for()
         text = page.inner_text("body")
         for name, entries in EXPERIMENT_LOCALES.items():
-            if name != "exp_report_close_btn" and not name.startswith("exp_beta_"):  # not shown yet
+            if name != "exp_report_close_btn":  # shown with a report
                 assert [shown for shown in entries[lang].values() if shown not in text] == [], (lang, name)
         assert WORDS["runs_failed"][lang].format(failed=1) in text
         assert page.input_value("#exp_name input") == "made"
@@ -444,9 +404,9 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     assert frame.locator("h1").inner_text() == "Loss variants"
     assert HOSTILE[0] in frame.locator("#texts").inner_text()
     frame.locator("nav a").last.click()  # to a place in the report, not out of it
-    page.wait_for_timeout(300)
+    frame.locator(":target").wait_for()
     assert frame.locator("h1").inner_text() == "Loss variants"
-    assert page.url == ui.url
+    assert page.url == f"{ui.url}/"
     page.click("#exp_report_close")
     page.wait_for_selector("#exp_report iframe", state="detached")
     tab.check()
@@ -457,7 +417,7 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     frame.locator("#send").click()
     frame.locator("#out").click()
     page.wait_for_timeout(500)
-    assert page.url == ui.url
+    assert page.url == f"{ui.url}/"
     assert [url for url in requests if "evil" in url] == []
     assert page.evaluate("typeof hit") == "undefined"
     refused = [message for message in tab.messages if "evil.example" in message or "about:srcdoc" in message]
@@ -465,20 +425,20 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     tab.messages.clear()
 
     tab.choose("broken")
-    assert page.locator("#exp_report iframe").count() == 0
+    page.wait_for_selector("#exp_report iframe", state="detached")
     tab.until("not_started")
     tab.press("start")
     tab.hears("yaml_recipes/broken (profile cpu)")
     assert "beta_mode" in page.input_value("#exp_message textarea")
-    assert ui.others() == []
+    assert others(ui) == []
     assert not (cwd / "runs/experiments/broken").exists()
 
     page.fill("#exp_folder textarea", "nowhere<b>")
     page.click("#exp_find")
-    page.wait_for_selector("#exp_list :text('nowhere<b> is no folder')")
+    page.locator("#exp_list", has_text="nowhere<b> is no folder").wait_for()
     page.fill("#exp_folder textarea", str(cwd / "else where"))
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"#exp_list td:text({json.dumps(NAME)})")
+    page.locator("#exp_list").get_by_role("cell", name=NAME, exact=True).wait_for()
     tab.until("not_started")
     assert page.input_value("#exp_name input") == NAME
     tab.leave()

@@ -6,7 +6,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio.context import Context
 
 from ledpo_plugin.experiments.overview import Sketch, Standing, sketch, standing
 from ledpo_plugin.experiments.store import REPORT
@@ -54,8 +53,11 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         beta_result = gr.Textbox(interactive=False, max_lines=20, elem_id="exp_beta_result")
     timer = gr.Timer(EVERY, active=False)
     seen = gr.State("")  # what the page shows of the chosen experiment, so that only changes are sent
+    searched = gr.State(FOLDER)  # the folder that was last searched, while the user may be typing another
 
-    def look_at(words: str | None, path: str | None, which: str | None, shown: str | None) -> dict[Component, Any]:
+    def look_at(
+        words: str | None, where: str | None, path: str | None, which: str | None, shown: str | None
+    ) -> dict[Component, Any]:
         if not path or not which:
             return {seen: ""}
         one = sketch(Path(path))
@@ -67,8 +69,10 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         digest = hashlib.sha256(repr((page, said, runs, has_report)).encode(errors="replace")).hexdigest()
         if digest == shown:
             return {seen: digest}
+        sketches, wrong = actions.found_in(where or "")
         return {
             seen: digest,
+            **({} if wrong else {listing: view.list_html(sketches, where or "", words)}),
             status: page,
             log: gr.Textbox(value=said, visible=bool(said)),
             beta_run: gr.Dropdown(choices=runs),
@@ -91,13 +95,14 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         if chosen not in paths:
             chosen, which = _foremost(sketches)
         shown = {
+            searched: where,
             listing: view.text_html(wrong) if wrong else view.list_html(sketches, where or "", words),
             name: gr.Dropdown(choices=list(zip(_names(sketches), paths, strict=True)), value=chosen),
             timer: gr.Timer(active=chosen is not None),
         }
-        return shown | choose(words, chosen, which)
+        return shown | choose(words, where, chosen, which)
 
-    def choose(words: str | None, chosen: str | None, which: str | None) -> dict[Component, Any]:
+    def choose(words: str | None, where: str | None, chosen: str | None, which: str | None) -> dict[Component, Any]:
         profiles = list(sketch(Path(chosen)).planned) if chosen else []
         which = which if which in profiles else next(iter(profiles), None)
         shown: dict[Component, Any] = {
@@ -108,40 +113,36 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         if which is None:
             off = {button: gr.Button(interactive=False) for button in (start_btn, stop_btn, resume_btn, report_btn)}
             error = view.text_html(sketch(Path(chosen)).error) if chosen else ""
-            return (
-                shown
-                | off
-                | {status: error, log: gr.Textbox(value="", visible=False), seen: "", beta_run: gr.Dropdown(choices=[])}
-            )
-        return shown | look_at(words, chosen, which, None)
+            empty = {log: gr.Textbox(value="", visible=False), beta_run: gr.Dropdown(choices=[]), seen: ""}
+            return shown | off | empty | {status: error}
+        return shown | look_at(words, where, chosen, which, None)
 
-    def begin(words: str | None, path: str | None, which: str | None) -> dict[Component, Any]:
-        return {message: actions.start(path, which, words), **look_at(words, path, which, None)}
+    def begin(words: str | None, where: str | None, path: str | None, which: str | None) -> dict[Component, Any]:
+        return {message: actions.start(path, which, words), **look_at(words, where, path, which, None)}
 
-    def end(words: str | None, path: str | None, which: str | None) -> dict[Component, Any]:
-        return {message: actions.stop(path, which, words), **look_at(words, path, which, None)}
+    def end(words: str | None, where: str | None, path: str | None, which: str | None) -> dict[Component, Any]:
+        return {message: actions.stop(path, which, words), **look_at(words, where, path, which, None)}
 
     def show_report(words: str | None, path: str | None, which: str | None) -> tuple[Any, Any]:
         if not path or not which:
             return "", gr.Button(visible=False)
         return view.report_html(sketch(Path(path)).results(which), words), gr.Button(visible=True)
 
-    choice = [lang, name, profile]
-    buttons = [start_btn, stop_btn, resume_btn, report_btn]
-    looks = [seen, status, log, beta_run, *buttons]
+    choice = [lang, searched, name, profile]
+    search = [lang, folder, name, profile]
+    looks = [seen, listing, status, log, beta_run, start_btn, stop_btn, resume_btn, report_btn]
     choices = [profile, report, report_close_btn, *looks]
-    everything = [listing, name, timer, *choices]
+    everything = [searched, name, timer, *choices]
 
-    gr.on([find_btn.click, folder.submit], find, [lang, folder, name, profile], everything, api_name=False)
-    # The language is set when the page has loaded, and then whenever the user chooses another one.
-    lang.change(find, [lang, folder, name, profile], everything, api_name=False, show_progress="hidden")
-    Context.root_block.load(find, [lang, folder, name, profile], everything, api_name=False, show_progress="hidden")
-    name.input(choose, choice, choices, api_name=False)
-    profile.input(choose, choice, choices, api_name=False)
+    gr.on([find_btn.click, folder.submit], find, search, everything, api_name=False)
+    # The host sets the language when the page has loaded, and the user whenever another one is chosen.
+    lang.change(find, search, everything, api_name=False, show_progress="hidden")
+    gr.on([name.input, profile.input], choose, choice, choices, api_name=False)
+    gr.on([name.input, profile.input], lambda: None, None, [beta_run], api_name=False, queue=False)
     gr.on([start_btn.click, resume_btn.click], begin, choice, [message, *looks], api_name=False)
     stop_btn.click(end, choice, [message, *looks], api_name=False)
     timer.tick(look_at, [*choice, seen], looks, api_name=False, show_progress="hidden")
-    report_btn.click(show_report, choice, [report, report_close_btn], api_name=False)
+    report_btn.click(show_report, [lang, name, profile], [report, report_close_btn], api_name=False)
     report_close_btn.click(
         lambda: ("", gr.Button(visible=False)), None, [report, report_close_btn], api_name=False, queue=False
     )

@@ -18,7 +18,9 @@ from .experiments_texts import say
 ERROR_LENGTH = 300  # characters of a run's error in the table
 REPORT_MB = 20
 # A report needs no script, no other host and no cookie of this page, and its frame gives it none, whoever wrote it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'"
+# With the base, a link to a place in the report leads there; without it, to LlamaBoard, whose address the frame has.
+HEAD = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{POLICY}"><base href="about:srcdoc">'
 
 STYLE = """
 .ledpo-exp table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
@@ -135,7 +137,8 @@ def _detail(run: Run, state: Mapping[str, Any], lang: str | None) -> str:
         step = steps_done(run.folder)
         return say("step_of", lang, step=step, total=total) if total else say("step", lang, step=step)
     if phase == "finished":
-        return duration(seconds_of(state))
+        seconds = seconds_of(state)
+        return "" if seconds is None else duration(seconds)
     return _error(state)
 
 
@@ -158,8 +161,7 @@ def report_html(results: Path, lang: str | None) -> str:
     except OSError:
         return text_html(say("no_report", lang))
     written = datetime.fromtimestamp(facts.st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
-    page = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{POLICY}">{text}'
-    return _render("report", lang, caption=say("report_of", lang, path=path, time=written), page=page)
+    return _render("report", lang, caption=say("report_of", lang, path=path, time=written), page=HEAD + text)
 
 
 def text_html(text: str) -> str:
