@@ -78,6 +78,13 @@ def _hooked_in_a_new_process() -> dict:
     return {"patched": [], "error": done.stderr.strip().splitlines()[-1:] or ["no output"]}
 
 
+def _webui_mismatches() -> list[str]:
+    try:
+        return host.webui_mismatches()
+    except ImportError as error:
+        return [f"it cannot be imported: {error}"]
+
+
 def examine() -> dict:
     """Return the state of the installation: versions, hooks, mismatches and the host's known bugs found here."""
     report: dict = {
@@ -92,6 +99,7 @@ def examine() -> dict:
     report |= _hooked_in_a_new_process()
     try:
         report["mismatches"] = host.mismatches()
+        report["webui_mismatches"] = _webui_mismatches()
         report["host_bugs"] = [
             {"bug": bug.title, "present": bug.present(), "with_ledpo": bug.remedy} for bug in HOST_BUGS
         ]
@@ -117,6 +125,9 @@ def describe(report: dict) -> str:
     lines += [f"  {line}" for line in report.get("error", [])]
     if report["mismatches"]:
         lines += ["The LEDPO stages are refused here:"] + [f"  - {line}" for line in report["mismatches"]]
+    if report.get("webui_mismatches"):
+        lines += ["The web UI does not list the LEDPO stages:"]
+        lines += [f"  - {line}" for line in report["webui_mismatches"]]
     if "host_bugs" in report:
         lines.append("Known bugs of the host")
         for item in report["host_bugs"]:

@@ -4,6 +4,7 @@ import inspect
 import json
 from dataclasses import field, make_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -221,7 +222,13 @@ def test_curves_are_what_was_logged():
     }
     (edge,) = beta.collections
     assert edge.get_label() == "10 % to 90 %"
-    assert sorted({tuple(point) for point in edge.get_paths()[0].vertices}) == [(1, 0.09), (1, 0.11), (3, 0.1), (3, 0.3)]
+    corners = sorted({tuple(point) for point in edge.get_paths()[0].vertices})
+    assert corners == [
+        (1, 0.09),
+        (1, 0.11),
+        (3, 0.1),
+        (3, 0.3),
+    ]
     drawn = _lines(accuracy)
     assert drawn["training batches"] == ([1, 3], [0.5, 0.75])
     assert (drawn["held out"], drawn["held out, other"]) == (([2], [0.6]), ([2], [0.4]))
@@ -245,6 +252,26 @@ def test_a_figure_is_drawn_once_for_what_is_there(tmp_path):
     assert watched.figure_if_new() is None
     path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[2]) + '\n{"half')
     assert len(watched.figure_if_new().axes) == 2
+
+
+def test_the_live_log_goes_on_where_training_goes_on(tmp_path):
+    log = live_log.LiveLog()
+    args = SimpleNamespace(output_dir=str(tmp_path / "run"))
+
+    def state(step):
+        return SimpleNamespace(global_step=step, is_world_process_zero=True)
+
+    path = live_log.log_path(args.output_dir)
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4)), (0, (1,))):  # from scratch; from step 2; from scratch again
+        log.on_train_begin(args, state(start), None)
+        for step in steps:
+            log.on_log(args, state(step), None, logs={"loss": 1.0 / step, "x": float("nan"), "note": "text"})
+        rows = live_log.read_live_log(path)
+        expected = {0: steps, 2: (1, 2, *steps)}[start]
+        assert rows == [{"loss": 1.0 / step, "step": step} for step in expected]
+    log.on_log(args, SimpleNamespace(global_step=9, is_world_process_zero=False), None, logs={"loss": 1.0})
+    assert len(live_log.read_live_log(path)) == 1, "only one process of several writes"
+    assert live_log.read_live_log(tmp_path / "none") == []
 
 
 # --- The host --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """LlamaBoard as the stock command starts it, and a page of it in a real browser."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -25,9 +26,12 @@ ELSEWHERE = ("https://fonts.googleapis.com/", "https://cdnjs.cloudflare.com/")
 
 
 def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """Return a port that is free, and below those that connections take while the UI is still starting."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as taken:
+            if taken.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 class Ui:
@@ -37,6 +41,7 @@ class Ui:
         self.folder, self.port = folder, _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         binaries = str(Path(sys.executable).parent)
+        self.command = [f"{binaries}/llamafactory-cli", "webui"]
         own = {
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",  # the UI starts `llamafactory-cli` by name
             "GRADIO_SERVER_PORT": str(self.port),
@@ -45,11 +50,14 @@ class Ui:
             "LLAMAFACTORY_VERBOSITY": "INFO",
             "NO_PROXY": "127.0.0.1,localhost",
         }
+        self.env = os.environ | own | env
         self.log = folder / "ui.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also after it was killed; return when it answers."""
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [f"{binaries}/llamafactory-cli", "webui"], cwd=folder, env=os.environ | own | env, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
         self._wait()
 
     def _wait(self) -> None:
@@ -126,7 +134,8 @@ class Board:
         """Return a stock field of the tab that is shown, by the words above it."""
         named = f'//span[@data-testid="block-info" and normalize-space()="{label}"]'
         block = 'ancestor::*[contains(concat(" ", @class, " "), " block ")][1]'
-        return self.page.locator(f"xpath={named}/{block}//*[self::input or self::textarea]").locator("visible=true").first
+        fields = self.page.locator(f"xpath={named}/{block}//*[self::input or self::textarea]")
+        return fields.locator("visible=true").first
 
     def key(self, name: str):
         """Return the input of one of the form's recipe keys."""
@@ -168,6 +177,23 @@ class Board:
         self.page.wait_for_timeout(500)  # the path is cleared after the choice of the name
         self.fill(self.field("Model path"), path)
         self.choose(self.field("Chat template"), "chatml")
+
+    def open(self, title: str) -> None:
+        """Open an accordion of the train tab."""
+        button = self.page.get_by_role("button", name=title).first
+        if "open" not in (button.get_attribute("class") or ""):
+            button.click()
+
+    def state(self, name: str) -> str:
+        """Return what one of the form's fields shows."""
+        field = self.key(name)
+        if field.get_attribute("type") == "checkbox":
+            return str(field.is_checked())
+        return field.input_value() or self.page.locator(f"#ledpo_{name}").inner_text()
+
+    def progress(self):
+        """Return the bar of the run that is watched."""
+        return self.page.get_by_text("Running ").first
 
     def said(self, pattern: str, timeout: float = 60) -> str:
         """Wait for a text in the box under the buttons; return all of it."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -16,8 +16,8 @@ from ledpo_plugin.webui.curves import Curves
 from ledpo_plugin.webui.plain import as_markdown, fenced
 from ledpo_plugin.webui.words import text
 
-# Text fields of the stock tab that LlamaBoard turns into numbers, by the recipe keys it writes them to.
-_NUMBERS = ("learning_rate", "num_train_epochs", "max_samples", "max_grad_norm")
+# Text fields of the stock tab, by the recipe keys they are written to, and what LlamaBoard reads them with.
+_NUMBERS = {"learning_rate": float, "num_train_epochs": float, "max_samples": int, "max_grad_norm": float}
 
 
 class Running:
@@ -50,9 +50,9 @@ class Running:
             return self.stock_arguments(data)
         manager = self.runner.manager
         readable, typed = dict(data), {}
-        for key in _NUMBERS:
+        for key, read in _NUMBERS.items():
             said = str(self._get(data, f"train.{key}")).strip()
-            if not _is_number(said):
+            if not _reads(read, said):
                 readable[manager.get_elem_by_id(f"train.{key}")] = "1"  # the check of the recipe judges what was typed
                 typed[key] = said or None  # left out: the plugin fills in what it recommends
         args = self.stock_arguments(readable)
@@ -128,9 +128,9 @@ class Running:
         return host.webui_pieces().get_save_dir(*(self._get(data, name) for name in names))
 
 
-def _is_number(said: str) -> bool:
+def _reads(read: Callable[[str], Any], said: str) -> bool:
     try:
-        float(said)
+        read(said)
     except ValueError:
         return False
     return True
