@@ -120,6 +120,10 @@ class Board:
         for elsewhere in ELSEWHERE:  # fails at once instead of after a look-up; the page's own files are untouched
             self.page.route(f"{elsewhere}**", lambda route: route.abort())
         self.page.on("console", self._note)
+        self._asked: set = set()  # requests of handlers that are still running
+        self.page.on("request", lambda request: self._asked.add(request) if "/run/" in request.url else None)
+        for end in ("requestfinished", "requestfailed"):
+            self.page.on(end, self._asked.discard)
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.goto(ui.url)
         self.field("Stage").wait_for()
@@ -140,6 +144,13 @@ class Board:
     def key(self, name: str):
         """Return the input of one of the form's recipe keys."""
         return self.page.locator(f"#ledpo_{name} input, #ledpo_{name} textarea").first
+
+    def settle(self) -> None:
+        """Wait until the page has followed: no handler runs any more, and none starts."""
+        quiet = 0
+        while quiet < 3:
+            self.page.wait_for_timeout(100)
+            quiet = 0 if self._asked else quiet + 1
 
     def choose(self, field, option: str) -> None:
         """Choose in a dropdown."""
@@ -168,13 +179,14 @@ class Board:
     def stage(self, title: str) -> None:
         """Choose a stage and wait until the page has followed."""
         self.choose(self.field("Stage"), title)
+        self.settle()  # the data sets are cleared
         state = "visible" if title.startswith("LEDPO") else "hidden"
         self.page.locator("#ledpo_accordion").wait_for(state=state)
 
     def model(self, path: str) -> None:
         """Name a model by its folder, and its template."""
         self.choose(self.field("Model name"), "Custom")
-        self.page.wait_for_timeout(500)  # the path is cleared after the choice of the name
+        self.settle()  # the path is cleared after the choice of the name
         self.fill(self.field("Model path"), path)
         self.choose(self.field("Chat template"), "chatml")
 
