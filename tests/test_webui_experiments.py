@@ -266,8 +266,8 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
         cwd / "yaml_recipes" / NAME,
         tiny,
         seeds=[1],
-        variants={"orpo": None, "ledpo": {"label": LABEL, "changes": ["beta_mode"]}},
-        top={"title": TITLE, "question": NAME},
+        variants={"dpo": None, "orpo": None, "ledpo": {"label": LABEL}},
+        top={"title": TITLE, "question": NAME, "baseline": "ledpo"},
         evaluation={"pairs": ["heldout"], "primary": "heldout/accuracy"},
     )
     results = cwd / PLACE
@@ -281,7 +281,7 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     tab.press("start")
     tab.until("running")
     tab.hears("Started as process")
-    wait_for(lambda: list(results.glob("runs/*/*/state.json")))
+    wait_for(lambda: list(results.glob("base/*/state.json")))
     tab.check()
     ui.kill()
     tab.page.context.close()
@@ -291,11 +291,13 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     tab = Tab(browser, ui)
     tab.until("running")
     assert LABEL in tab.page.inner_text("#exp_status")
+    wait_for(lambda: list(results.glob("base/*/result.json")))
     tab.press("stop")
     tab.until("interrupted")
     tab.hears(WORDS["stopped"]["en"])
     assert others(ui) == []  # nothing is left behind
-    kept = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
+    kept = {path: path.stat().st_mtime_ns for path in results.glob("base/*/result.json")}
+    assert kept
     tab.press("resume")
     tab.until("running")
     wait_for(lambda: len(others(ui)) >= 2)  # the run and a worker

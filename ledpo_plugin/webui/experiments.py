@@ -27,7 +27,7 @@ def create_experiments_tab(engine: Any) -> dict[str, Component]:
         engine: LlamaBoard's, whose manager holds `top.lang`.
     """
     lang = engine.manager.get_elem_by_id("top.lang")
-    with gr.Row(equal_height=True):
+    with gr.Row():
         folder = gr.Textbox(value=FOLDER, scale=5, elem_id="exp_folder")
         find_btn = gr.Button(scale=1, elem_id="exp_find")
     listing = gr.HTML(elem_id="exp_list", padding=False)

@@ -23,7 +23,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-act
 HEAD = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{POLICY}"><base href="about:srcdoc">'
 
 STYLE = """
-.ledpo-exp table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
+.ledpo-exp table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: var(--text-md); }
 .ledpo-exp table tr > * { text-align: start; padding: 4px 10px; vertical-align: top; overflow-wrap: anywhere;
   border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
 .ledpo-exp td.number { font-variant-numeric: tabular-nums; }
