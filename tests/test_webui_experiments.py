@@ -19,7 +19,7 @@ from ledpo_plugin.experiments import background
 from ledpo_plugin.experiments.files import read_json, write_json
 from ledpo_plugin.experiments.overview import find_experiments, overview, sketch
 from ledpo_plugin.experiments.report import write_report
-from ledpo_plugin.experiments.store import BACKGROUND, BACKGROUND_LOG, LOCK, ResultsError, locked
+from ledpo_plugin.experiments.store import BACKGROUND, BACKGROUND_LOG, EXPERIMENT, LOCK, ResultsError, locked
 from ledpo_plugin.webui import experiments_actions as actions
 from ledpo_plugin.webui.experiments_texts import EXPERIMENT_LOCALES, LANGUAGES, WORDS, say
 
@@ -281,21 +281,23 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     tab.press("start")
     tab.until("running")
     tab.hears("Started as process")
-    wait_for(lambda: list(results.glob("base/*/state.json")))
-    tab.check()
-    ui.kill()
-    tab.page.context.close()
+    wait_for(lambda: (results / EXPERIMENT).is_file())
+    with locked(results / "runs/ledpo/seed-1", "(a test)"):  # the run waits: it is not through before it is stopped
+        tab.check()
+        ui.kill()
+        tab.page.context.close()
 
-    ui = begin(cwd, cache)  # the run went on, and is recognised without a click
-    assert background.at_work(results).pid == read_json(results / BACKGROUND)["pid"]
-    tab = Tab(browser, ui)
-    tab.until("running")
-    assert LABEL in tab.page.inner_text("#exp_status")
-    wait_for(lambda: list(results.glob("base/*/result.json")))
-    tab.press("stop")
-    tab.until("interrupted")
-    tab.hears(WORDS["stopped"]["en"])
-    assert others(ui) == []  # nothing is left behind
+        ui = begin(cwd, cache)  # the run went on, and is recognised without a click
+        assert background.at_work(results).pid == read_json(results / BACKGROUND)["pid"]
+        tab = Tab(browser, ui)
+        tab.until("running")
+        assert LABEL in tab.page.inner_text("#exp_status")
+        wait_for(lambda: list(results.glob("base/*/result.json")))
+        assert len(others(ui)) >= 2  # the run and its worker
+        tab.press("stop")
+        tab.until("interrupted")
+        tab.hears(WORDS["stopped"]["en"])
+        assert others(ui) == []  # nothing is left behind
     kept = {path: path.stat().st_mtime_ns for path in results.glob("base/*/result.json")}
     assert kept
     tab.press("resume")
