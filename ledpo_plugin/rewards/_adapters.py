@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -94,19 +93,3 @@ def add_adapter(model: nn.Module, folder: Path, where: str) -> str:
             "is without its place. Name the adapter of a reward model that was trained on the policy's base model."
         )
     return name
-
-
-def save_only_policy(model: nn.Module) -> None:
-    """Let a PEFT model save the adapter that is active now where the caller does not say which, and no other.
-
-    PEFT's own default is to save all adapters it holds: each checkpoint would carry the reward models along, and a
-    resumed run would find them there.
-    """
-    own, save = [model.active_adapter], model.save_pretrained
-
-    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
-        return save(*args, **({"selected_adapters": own} | kwargs))
-
-    if not hasattr(model.save_pretrained, "ledpo_policy"):
-        save_pretrained.ledpo_policy = own
-        model.save_pretrained = save_pretrained
