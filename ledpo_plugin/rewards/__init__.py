@@ -77,7 +77,7 @@ class Rewards:
 
     @property
     def passes(self) -> float:
-        """Passes over an answer that all its scores take, of a model as large as the policy; a server's do not count."""
+        """Passes over an answer that all its scores take, of a model as large as the policy; 0 of a server."""
         return sum(source.passes for source in self.sources)
 
     @torch.no_grad()

@@ -13,6 +13,13 @@ PREFIX = "ledpo_reward_"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def is_peft(model: nn.Module) -> bool:
+    """Whether a model holds adapters (a plain one into which some were merged keeps a `peft_config`, too)."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
 @contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
     """Put back which parameters take a gradient and which modules are in training: PEFT changes both as it goes."""
@@ -59,7 +66,7 @@ class Speaker:
     def speaking(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Give the model to ask; afterwards the policy is as it was."""
         model = policy if self.model is None else self.model
-        with at_work(model, self.adapter) if hasattr(model, "peft_config") else nullcontext(model) as speaking:
+        with at_work(model, self.adapter) if is_peft(model) else nullcontext(model) as speaking:
             yield speaking
 
 

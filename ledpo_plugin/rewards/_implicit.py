@@ -11,7 +11,7 @@ from ledpo_plugin.head_file import HeadFileError, build_strategy, load_head
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import plan_of_rows
 
-from ._adapters import Speaker, add_adapter
+from ._adapters import Speaker, add_adapter, is_peft
 from ._models import in_parts, load_other, passes
 from ._runs import FROM_PROMPT, Run, RunProblem, below, names_of, read_run, same_model, same_models
 from ._types import NONE, RewardBatch, RewardError
@@ -122,7 +122,7 @@ def _base_is_shared(run: Run, context: Any) -> bool:
     """Whether the run's base model, with the adapters merged into it, is what lies below the policy's adapter."""
     args, own = context.model_args, context.finetuning_args
     return (
-        hasattr(context.model, "peft_config")
+        is_peft(context.model)
         and same_model(run.base, args.model_name_or_path)
         and same_models(run.below, below(args.adapter_name_or_path, own.create_new_adapter))
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ledpo_plugin.forward import last_hidden
 
-from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, kept
+from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, is_peft, kept
 from ._models import folder_of, in_parts, load_other, passes
 from ._types import NONE, RewardBatch, RewardError
 
@@ -120,7 +120,7 @@ def build_lora(one: Any, context: Any) -> HeadReward:
         RewardError: the policy is no PEFT model, or the adapter does not fit it.
     """
     model = context.model
-    if not hasattr(model, "peft_config"):
+    if not is_peft(model):
         raise RewardError(
             f"{one.where}: a reward model of reward_model_type lora is an adapter beside the policy's own, and the "
             "policy has none. Set finetuning_type: lora, or reward_model_type: full with reward_model set to the base "
