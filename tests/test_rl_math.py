@@ -251,6 +251,13 @@ def test_running_moments_without_scores_stay():
     assert all(torch.equal(before[name], buffer) for name, buffer in running.state_dict().items())
 
 
+def test_equal_scores_normalise_to_zero():
+    """Their deviation is 0: without the epsilon, 0 / 0."""
+    running, scores = RunningMoments(), torch.full((4,), 2.0)
+    running.update(scores, torch.ones(4, dtype=torch.bool))
+    assert (running.normalised(scores) == 0).all()
+
+
 @pytest.mark.parametrize("module, update", [
     (RunningMoments, lambda m: m.update(torch.tensor([1.0, 5.0]), torch.ones(2, dtype=torch.bool))),
     (lambda: KlCoefficient(0.1, target=6.0), lambda m: m.update(60.0, 500)),
