@@ -601,6 +601,15 @@ def test_parts_of_a_step_add_up_to_its_mean(mean, count):
     close(sum(mean(v, m, count=count(batch.mask)) for v, m in parts), mean(batch.values, batch.mask))
 
 
+@pytest.mark.parametrize("mean", [token_mean, answer_mean])
+def test_averaged_parts_may_share_less_than_one_token_each(mean):
+    """One token of 5 in eight parts: each divides by 1/8, and their average is 5."""
+    values, masks = torch.full((8, 1, 1), 5.0), torch.arange(8).view(8, 1, 1) == 3
+    for share in (0.125, torch.tensor(0.125)):
+        parts = [mean(value, mask, count=share) for value, mask in zip(values, masks, strict=True)]
+        assert sum(parts) / 8 == 5
+
+
 def test_nothing_to_average_is_zero():
     """With a gradient of 0, so that a rank whose answers all failed can still take part in the backward pass."""
     values, none = noise(0, 2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.bool)
