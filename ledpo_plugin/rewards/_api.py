@@ -113,7 +113,8 @@ class ServerReward:
                 f"The reward server {self.shown} gives no scores ({tries}): {why}. See that it runs and is reachable "
                 "from here, or set reward_timeout and reward_retries higher, then resume."
             )
-        self._log(f"Reward server {self.shown}: {best.count(None)} answers stay without a reward ({tries}): {why}.")
+        lost = f"{best.count(None)} of {len(best)} answers stay without a reward"
+        self._log(f"Reward server {self.shown}: {lost} ({tries}): {why}.")
         return best
 
     def _post(self, texts: Sequence[str]) -> list[float | None]:
