@@ -8,6 +8,8 @@ a budget must not depend on what an earlier run left on disk. What really ran is
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,15 @@ class Usage(TrainerCallback):
     def rewarded(self, tokens: int) -> None:
         """Count passes of reward models."""
         self.counts.reward_tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing for a while: evaluation is no part of what training uses."""
+        kept, self.counts = self.counts, Counts()
+        try:
+            yield
+        finally:
+            self.counts = kept
 
     def total(self) -> Counts:
         """Return the sums over all processes."""
