@@ -1,8 +1,11 @@
 """Rewards: reward models of the real stage rm, runs of the real stage ledpo, a real server, functions; bad input."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny, train
+from conftest import Tiny, series, train, write_recipe
 from reward_server import RewardServer, by_length
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -700,6 +703,29 @@ def test_server_is_tried_out_before_training(tiny, tmp_path):
     assert "gives no scores (1 try): ConnectError" in refused(policy)  # it is down now
 
 
+@pytest.mark.slow
+def test_llama_factory_s_own_server_scores_as_the_adapter_beside_the_policy(tiny, rm_lora, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"model_name_or_path": str(tiny.model), "adapter_name_or_path": str(rm_lora), "template": "chatml"}
+    recipe = write_recipe(tmp_path / "api.yaml", own | {"stage": "rm", "infer_dtype": "float32"})
+    environ = os.environ | {"API_HOST": "127.0.0.1", "API_PORT": str(port)}
+    command = [str(Path(sys.executable).parent / "llamafactory-cli"), "api", recipe]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}/v1/score/evaluation"
+            policy = load(tiny, tmp_path / "out", reward_model=f"{rm_lora},{url}", reward_model_type="lora,api")
+            policy.finetuning_args.reward_retries = 20  # it takes a while to start
+            rewards, _ = build(policy)
+            output = rewards.score(batch_of(policy), policy.model)
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    torch.testing.assert_close(output.parts["api"], output.parts["lora"], rtol=1e-5, atol=1e-5)
+
+
 # ---- functions
 
 
@@ -864,6 +890,30 @@ def test_names_in_the_log_are_short_and_all_different():
     assert [one.kind for one in wanted("a,b", "implicit", None)] == ["implicit"] * 2
 
 
+# ---- the whole stage
+
+
+@pytest.mark.usefixtures("_here")
+def test_run_with_all_kinds_of_rewards_saves_the_policy_alone(tiny, rm_lora, rm_full, run, tmp_path):
+    with RewardServer() as server:
+        sources = {
+            "reward_model": f"{rm_lora},{rm_full},{run},{server.url},ledpo_test_functions:length",
+            "reward_model_type": "lora,full,implicit,api,function",
+            "reward_weights": "1,0.5,0.1,0.01,0",
+        }
+        changes = {"max_new_tokens": 8, "ppo_epochs": 1, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        output = train(tiny.recipe(tmp_path / "out", stage="ledpo_ppo", **sources, **changes))
+    assert len(server.requests) == 3  # one to try it out, one per rollout
+    for name in ("lora", "full", "ledpo", "api", "length"):
+        assert len(series(output, f"rewards/{name}")) == 2
+    assert series(output, "rewards/failed") == [0, 0]
+    for folder in (output, output / "checkpoint-1", output / "checkpoint-2"):
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert not [name for name in weights if "reward" in name]
+        assert not [path for path in folder.iterdir() if "reward" in path.name]
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+
+
 # ---- recipes
 
 
@@ -883,6 +933,7 @@ def places(tiny, rm_lora, rm_full, run, run_full, other, functions, tmp_path_fac
         "foreign_run": _foreign_run(root, run_full),
         "unread": changed(root / "unread", run, ledpo_run__json=lambda _: b"{"),
         "simpo": _run_with(root / "simpo", run, pref_loss="simpo"),
+        "ppo": _run_with(root / "ppo", run, stage="ledpo_ppo"),
         "pissa": _run_with(root / "pissa", run, recipe={"pissa_init": True}),
         "mallows": _run_with(root / "mallows", run, head={"beta_mode": "mallows"}),
         "headless_run": changed(root / "headless_run", run, beta_head__json=None),
@@ -1087,6 +1138,7 @@ BAD = (
     of(
         "implicit", "{simpo}", "no reference", "its loss simpo compares with no reference", "whose loss has a reference"
     ),
+    of("implicit", "{ppo}", "stage", "learned from no preferences", "name the reward that it was trained on"),
     of("implicit", "{pissa}", "pissa", "trained with pissa_init: true", "without pissa_init"),
     of(
         "implicit",

@@ -174,8 +174,6 @@ class ServerReward:
 
 
 def _finite(score: Any) -> float | None:
-    if isinstance(score, list) and len(score) == 1:  # LLaMA-Factory's own server gives a list of one per answer
-        score = score[0]
     number = isinstance(score, int | float) and not isinstance(score, bool)
     return float(score) if number and abs(score) < 3e38 else None
 
