@@ -162,6 +162,7 @@ class PreferenceTrainer(Trainer):
             shuffled=not own.disable_shuffling,
             tokens=data.lengths() if own.sft_ratio_by == "tokens" else None,
         )
+        data.batches = batches
         loader = torch.utils.data.DataLoader(
             data,
             batch_sampler=batches,

@@ -93,7 +93,7 @@ class RolloutTrainer(PreferenceTrainer):
             shuffled=not own.disable_shuffling,
         )
         loader = DataLoader(
-            Slots(data, bool(self.phase.schedule.ledpo)),
+            Slots(data, batches),
             batch_sampler=batches,
             collate_fn=self._collate,
             num_workers=args.dataloader_num_workers,
