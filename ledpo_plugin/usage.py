@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 USAGE = "ledpo_usage.json"
+OF_REWARDS = "ledpo_reward_"  # in the names of reward models' adapters, which sit in the policy and are no part of it
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Cost:
         head = model.get_output_embeddings()
         embeddings = model.get_input_embeddings()
         apart = {id(p) for layer in (head, embeddings) if layer is not None for p in layer.parameters()}
-        body = sum(p.numel() for p in model.parameters() if id(p) not in apart)
+        own = (p for name, p in model.named_parameters() if OF_REWARDS not in name)
+        body = sum(p.numel() for p in own if id(p) not in apart)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         output = 0 if head is None else sum(p.numel() for p in head.parameters())
         return cls(body, output, trained, 3 if checkpointing else 2)

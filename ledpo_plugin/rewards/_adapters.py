@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ledpo_plugin.usage import OF_REWARDS as PREFIX
+
 from ._types import RewardError
 
-PREFIX = "ledpo_reward_"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from ledpo_plugin.host import whole_for_generation
 from ledpo_plugin.hparams import PPO
-from ledpo_plugin.rewards import build_rewards
+from ledpo_plugin.rewards import RewardError, build_rewards
+from ledpo_plugin.trainer import weights_are_elsewhere
 
 from .asking import Asking, Generator
 from .generate import Sampling, generate
@@ -110,6 +111,11 @@ def build_phase(run: Arguments, model: Any, train_prompts: Any | None) -> PpoPha
     stops = run.template.get_stop_token_ids(run.tokenizer)
     pad_id = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else 0
     sampling = Sampling.of(own.ledpo_generating, stops, pad_id)
+    if rewards.passes > 0 and weights_are_elsewhere():
+        raise RewardError(
+            "DeepSpeed ZeRO-3 and FSDP split the weights, and a reward model in the same process as the policy needs "
+            "them whole. Serve it (llamafactory-cli api with stage: rm) and set reward_model_type: api, or use ZeRO-2."
+        )
     width = model.config.get_text_config().hidden_size
     asking = Asking(
         args=own,

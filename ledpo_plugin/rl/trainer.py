@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -54,8 +55,8 @@ class RolloutTrainer(PreferenceTrainer):
         super().__init__(**kwargs)
         phase.attach(self)
         self.add_callback(_Phases(self))
-        if hasattr(self.model, "peft_config"):  # adapters of reward models are not the policy's
-            name = self.model.active_adapters[0]
+        if isinstance(self.model, PeftModel):  # adapters of reward models are not the policy's
+            name = self.model.active_adapter
             self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=[name])
 
     # ---- the policy, whole and wrapped
