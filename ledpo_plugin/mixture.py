@@ -49,6 +49,12 @@ class Mixed(Dataset):
 
     def __init__(self, preferences: Any, instructions: Any):
         self.preferences, self.instructions = preferences, instructions
+        self.batches: MixtureBatches | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the batches: accelerate asks the data set where it has wrapped them, as after a resume."""
+        if self.batches is not None:
+            self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.preferences) + len(self.instructions)

@@ -11,6 +11,7 @@ from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
 from ledpo_plugin import _recipe_mixture as mixture
 from ledpo_plugin import _recipe_ranges as ranges
+from ledpo_plugin import _recipe_rewards as rewards
 from ledpo_plugin import _recipe_rollouts as rollouts
 from ledpo_plugin import _recipe_types as types
 from ledpo_plugin._recipe_problem import Problem, RecipeError, problem, unknown
@@ -105,16 +106,25 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     mixture.check_mixture,
     mixture.check_budget,
     rollouts.check_rollouts,
+    rewards.check_rewards,
     files.check_models,
     files.check_adapters,
     files.check_beta_head,
     files.check_paths,
+    rewards.check_reward_files,
     files.check_data_choice,
     files.check_data,
 )
 
 
-OF_FILES = (files.check_models, files.check_adapters, files.check_beta_head, files.check_paths, files.check_data)
+OF_FILES = (
+    files.check_models,
+    files.check_adapters,
+    files.check_beta_head,
+    files.check_paths,
+    files.check_data,
+    rewards.check_reward_files,
+)
 
 
 def check_stock_recipe(raw: Any, host_keys: Mapping[str, Any]) -> list[Problem]:
@@ -164,6 +174,7 @@ def resolve_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
         _fill(resolved, {"beta_head_source": "reference" if loss.needs_reference else "policy"})
     _fill(resolved, rollouts.rollout_defaults(resolved, stage, mode))
     idle = set(combinations.idle_keys(stage, loss, mode)) | set(rollouts.idle_in(resolved, stage, mode))
+    idle |= set(rewards.idle_in(resolved))
     if not resolved.get("sft_ratio"):
         idle |= {"sft_ratio", "sft_ratio_by"}
     own = {key: field.default for key, field in argument_fields().items() if key not in idle}

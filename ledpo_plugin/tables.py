@@ -48,6 +48,9 @@ CHINESE = MappingProxyType(
         "no": "否",
         "pairs": "偏好对",
         "unpaired": "单条回答",
+        "prompts": "提示",
+        "pairs and prompts": "偏好对和提示",
+        "rewards": "奖励",
         "all": "全部",
         "learned": "可学习的",
         "every LEDPO stage": "所有 LEDPO 阶段",
@@ -66,9 +69,9 @@ def stages_table(lang: str = "en") -> str:
         rows.append(
             (
                 f"`{stage.name}`",
-                choice if stage.any_loss else default,
+                say("rewards") if stage.data == "prompts" else choice if stage.any_loss else default,
                 f"`{stage.default_beta_mode}`",
-                say(stage.data),
+                say("pairs and prompts") if stage.rollouts and stage.data == "pairs" else say(stage.data),
             )
         )
     return _table([say(title) for title in ("Stage", "Loss", "Default `beta_mode`", "Data")], rows)
@@ -204,7 +207,7 @@ def _values(field: Field) -> str:
 
 def _acts_with(field: Field, say: Callable[[str], str]) -> str:
     facts = field.metadata
-    for fact, key in (("modes", "beta_mode"), ("losses", "pref_loss")):
+    for fact, key in (("modes", "beta_mode"), ("losses", "pref_loss"), ("stages", "stage")):
         if fact in facts:
             return f"`{key}`: " + ", ".join(facts[fact])
     return say(facts["data"]) if "data" in facts else say("every LEDPO stage")

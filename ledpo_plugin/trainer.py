@@ -47,7 +47,7 @@ def _without_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def _weights_are_elsewhere() -> bool:
+def weights_are_elsewhere() -> bool:
     """Return whether this process holds no whole model before training: ZeRO-3, or FSDP loading on rank 0 alone."""
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 
@@ -114,7 +114,7 @@ class PreferenceTrainer(Trainer):
         """Replace PEFT's LoRA layers by faster ones where the model is whole and in one place on each rank."""
         if self.finetuning_args.disable_fused_lora or self.finetuning_args.finetuning_type != "lora":
             return
-        if _weights_are_elsewhere() or self.is_fsdp_enabled or self.args.n_gpu > 1:
+        if weights_are_elsewhere() or self.is_fsdp_enabled or self.args.n_gpu > 1:
             self._log("Fused LoRA layers: not used where weights are split or the model is replicated by threads.")
             return
         note = fuse_if_same(self.model)
@@ -162,6 +162,7 @@ class PreferenceTrainer(Trainer):
             shuffled=not own.disable_shuffling,
             tokens=data.lengths() if own.sft_ratio_by == "tokens" else None,
         )
+        data.batches = batches
         loader = torch.utils.data.DataLoader(
             data,
             batch_sampler=batches,
@@ -234,7 +235,7 @@ class PreferenceTrainer(Trainer):
             CacheError: a cache cannot be written.
         """
         in_place = next(self.model.parameters()).device.type == self.args.device.type
-        if not in_place or self.is_fsdp_enabled or _weights_are_elsewhere():
+        if not in_place or self.is_fsdp_enabled or weights_are_elsewhere():
             if all(cache.complete for cache in self.caches):
                 return [f"all of {cache.rows} pairs were in {cache.folder}" for cache in self.caches]
             raise ValueError(
@@ -468,7 +469,7 @@ class PairTrainer(PreferenceTrainer):
         data = next(iter(data.values())) if isinstance(data, dict) else data
         if args.disable_response_logits or not hasattr(data, "__getitem__"):
             return
-        if _weights_are_elsewhere():
+        if weights_are_elsewhere():
             log("Logits at response positions only, shared prompts: not used, as the weights are not whole to try it.")
             return
         models = [self.model] if self.ref_model is None else [self.model, self.ref_model]

@@ -8,6 +8,8 @@ a budget must not depend on what an earlier run left on disk. What really ran is
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 USAGE = "ledpo_usage.json"
+OF_REWARDS = "ledpo_reward_"  # in the names of reward models' adapters, which sit in the policy and are no part of it
 
 
 @dataclass
@@ -68,7 +71,8 @@ class Cost:
         head = model.get_output_embeddings()
         embeddings = model.get_input_embeddings()
         apart = {id(p) for layer in (head, embeddings) if layer is not None for p in layer.parameters()}
-        body = sum(p.numel() for p in model.parameters() if id(p) not in apart)
+        own = (p for name, p in model.named_parameters() if OF_REWARDS not in name)
+        body = sum(p.numel() for p in own if id(p) not in apart)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         output = 0 if head is None else sum(p.numel() for p in head.parameters())
         return cls(body, output, trained, 3 if checkpointing else 2)
@@ -122,6 +126,15 @@ class Usage(TrainerCallback):
     def rewarded(self, tokens: int) -> None:
         """Count passes of reward models."""
         self.counts.reward_tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing for a while: evaluation is no part of what training uses."""
+        kept, self.counts = self.counts, Counts()
+        try:
+            yield
+        finally:
+            self.counts = kept
 
     def total(self) -> Counts:
         """Return the sums over all processes."""

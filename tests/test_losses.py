@@ -676,7 +676,7 @@ def test_which_losses_admit_which_betas():
 
 def test_every_stage_has_its_loss():
     for stage in STAGES.values():
-        assert LOSSES[stage.default_loss].data == stage.data
+        assert LOSSES[stage.default_loss].data == stage.loss_data
         assert stage.default_beta_mode in LOSSES[stage.default_loss].beta_modes
 
 

@@ -176,7 +176,7 @@ def test_versions_are_those_of_the_package_and_the_constraints(text):
 
 def test_the_recipe_is_good(tmp_path, monkeypatch):
     """In a stand-in for a checkout of LLaMA-Factory: its registry defines the data set, the model is a hub name."""
-    (block,) = [body for language, body in FENCED.findall(TEXTS["README.md"]) if language == "yaml"]
+    block, _ = [body for language, body in FENCED.findall(TEXTS["README.md"]) if language == "yaml"]
     recipe = yaml.safe_load(block)
     assert len(block.splitlines()) == len(recipe) == 10
     data = tmp_path / recipe["dataset_dir"]
@@ -190,6 +190,14 @@ def test_the_recipe_is_good(tmp_path, monkeypatch):
     resolved = resolve_recipe(recipe)
     assert check_recipe(resolved, keys, os.environ) == []
     assert (resolved["pref_loss"], resolved["beta_mode"]) == ("sigmoid", "head")
+
+
+def test_the_recipe_of_rollouts_is_good():
+    _, block = [body for language, body in FENCED.findall(TEXTS["README.md"]) if language == "yaml"]
+    recipe = yaml.safe_load(block)
+    assert check_recipe(recipe, host.recipe_keys(), {}, with_files=False) == []
+    resolved = resolve_recipe(recipe)
+    assert (resolved["advantage_estimator"], resolved["kl_control"], resolved["top_p"]) == ("gae", "fixed", 1.0)
 
 
 @every_readme

@@ -349,9 +349,9 @@ def test_weights_that_are_not_in_place_before_training_are_refused_unless_all_is
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
     recipe = tiny.recipe(tmp_path / "run", beta_mode="fixed", fill_reference_cache=True, disable_response_logits=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ledpo_plugin.trainer._weights_are_elsewhere", lambda: True)
+        patch.setattr("ledpo_plugin.trainer.weights_are_elsewhere", lambda: True)
         with pytest.raises(ValueError, match="Run `ledpo cache RECIPE` in one process first"):
             train(recipe)
     fill_caches(recipe)
-    monkeypatch.setattr("ledpo_plugin.trainer._weights_are_elsewhere", lambda: True)
+    monkeypatch.setattr("ledpo_plugin.trainer.weights_are_elsewhere", lambda: True)
     assert len(series(train(recipe), "loss")) == 4

@@ -251,6 +251,13 @@ def test_running_moments_without_scores_stay():
     assert all(torch.equal(before[name], buffer) for name, buffer in running.state_dict().items())
 
 
+def test_equal_scores_normalise_to_zero():
+    """Their deviation is 0: without the epsilon, 0 / 0."""
+    running, scores = RunningMoments(), torch.full((4,), 2.0)
+    running.update(scores, torch.ones(4, dtype=torch.bool))
+    assert (running.normalised(scores) == 0).all()
+
+
 @pytest.mark.parametrize("module, update", [
     (RunningMoments, lambda m: m.update(torch.tensor([1.0, 5.0]), torch.ones(2, dtype=torch.bool))),
     (lambda: KlCoefficient(0.1, target=6.0), lambda m: m.update(60.0, 500)),
@@ -592,6 +599,15 @@ def test_parts_of_a_step_add_up_to_its_mean(mean, count):
     batch = rollout()
     parts = zip(batch.values.split(2), batch.mask.split(2), strict=True)
     close(sum(mean(v, m, count=count(batch.mask)) for v, m in parts), mean(batch.values, batch.mask))
+
+
+@pytest.mark.parametrize("mean", [token_mean, answer_mean])
+def test_averaged_parts_may_share_less_than_one_token_each(mean):
+    """One token of 5 in eight parts: each divides by 1/8, and their average is 5."""
+    values, masks = torch.full((8, 1, 1), 5.0), torch.arange(8).view(8, 1, 1) == 3
+    for share in (0.125, torch.tensor(0.125)):
+        parts = [mean(value, mask, count=share) for value, mask in zip(values, masks, strict=True)]
+        assert sum(parts) / 8 == 5
 
 
 def test_nothing_to_average_is_zero():

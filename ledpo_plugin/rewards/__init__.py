@@ -31,21 +31,27 @@ class Context:
     finetuning_args: Any
     log: Callable[[str], None]
 
+    @property
+    def rows(self) -> int:
+        """Answers a pass of a reward model: as many as a step of training takes, as in LLaMA-Factory."""
+        return self.training_args.per_device_train_batch_size
+
 
 def _api(one: Wanted, context: Context) -> Source:
     own = context.finetuning_args
-    return ServerReward(
-        one.name,
-        one.where,
-        timeout=own.reward_timeout,
-        retries=own.reward_retries,
-        batch_size=context.training_args.per_device_train_batch_size,
-        log=context.log,
+    server = ServerReward(
+        one.where, timeout=own.reward_timeout, retries=own.reward_retries, batch_size=context.rows, log=context.log
     )
+    messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    prompt, answer = context.template.encode_oneturn(context.tokenizer, messages)
+    server.try_out(context.tokenizer.decode([*prompt, *answer], skip_special_tokens=False))
+    context.log(f"Reward {one.name}: the server {server.shown}, which answered.")
+    return server
 
 
 def _function(one: Wanted, context: Context) -> Source:
-    return FunctionReward(one.name, one.where)
+    context.log(f"Reward {one.name}: the function {one.where}.")
+    return FunctionReward(one.where)
 
 
 SOURCES: Mapping[str, Callable[[Wanted, Context], Source]] = MappingProxyType(
@@ -69,6 +75,11 @@ class Rewards:
         """The sources' weights, in the recipe's order."""
         return [one.weight for one in self._wanted]
 
+    @property
+    def passes(self) -> float:
+        """Passes over an answer that all its scores take, of a model as large as the policy; 0 of a server."""
+        return sum(source.passes for source in self.sources)
+
     @torch.no_grad()
     def score(self, batch: RewardBatch, model: nn.Module) -> RewardOutput:
         """Return the rewards of a batch of answers.
@@ -77,11 +88,14 @@ class Rewards:
 
         Args:
             batch: R answers.
-            model: the policy, unwrapped.
+            model: the policy, unwrapped and in evaluation mode.
 
         Raises:
             RewardError: a source cannot give anything.
+            ValueError: the model is in training mode, in which its dropout would decide along.
         """
+        if model.training:
+            raise ValueError("Rewards are asked of a model in training mode; call model.eval() first.")
         device = next(model.parameters()).device
         parts = {
             one.name: source.score(batch, model).to(device=device, dtype=torch.float32)

@@ -4,14 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from ledpo_plugin.usage import OF_REWARDS as PREFIX
+
 from ._types import RewardError
 
-PREFIX = "ledpo_reward_"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether a model holds adapters (a plain one into which some were merged keeps a `peft_config`, too)."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 @contextmanager
@@ -60,7 +67,7 @@ class Speaker:
     def speaking(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Give the model to ask; afterwards the policy is as it was."""
         model = policy if self.model is None else self.model
-        with at_work(model, self.adapter) if hasattr(model, "peft_config") else nullcontext(model) as speaking:
+        with at_work(model, self.adapter) if is_peft(model) else nullcontext(model) as speaking:
             yield speaking
 
 
@@ -94,19 +101,3 @@ def add_adapter(model: nn.Module, folder: Path, where: str) -> str:
             "is without its place. Name the adapter of a reward model that was trained on the policy's base model."
         )
     return name
-
-
-def save_only_policy(model: nn.Module) -> None:
-    """Let a PEFT model save the adapter that is active now where the caller does not say which, and no other.
-
-    PEFT's own default is to save all adapters it holds: each checkpoint would carry the reward models along, and a
-    resumed run would find them there.
-    """
-    own, save = [model.active_adapter], model.save_pretrained
-
-    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
-        return save(*args, **({"selected_adapters": own} | kwargs))
-
-    if not hasattr(model.save_pretrained, "ledpo_policy"):
-        save_pretrained.ledpo_policy = own
-        model.save_pretrained = save_pretrained

@@ -32,9 +32,10 @@ class _Passing(Exception):
 class ServerReward:
     """Asks a reward server: POST {"model": "model", "messages": [texts]} gives {"scores": [numbers]}."""
 
+    passes = 0.0
+
     def __init__(
         self,
-        name: str,
         url: str,
         *,
         timeout: float,
@@ -46,7 +47,6 @@ class ServerReward:
         """Prepare to ask.
 
         Args:
-            name: in messages.
             url: of the endpoint, whole.
             timeout: seconds a whole answer may take.
             retries: how often a request is made again.
@@ -54,7 +54,7 @@ class ServerReward:
             log: takes a sentence.
             sleep: waits.
         """
-        self.name, self.url, self.timeout, self.retries = name, url, timeout, retries
+        self.url, self.timeout, self.retries = url, timeout, retries
         self.batch_size, self._log, self._sleep = batch_size, log, sleep
         self._key = os.environ.get(KEY) or None
         # A proxy that the environment names for the world outside is not asked for a server on this machine.
@@ -76,6 +76,19 @@ class ServerReward:
         for start in range(0, batch.size, self.batch_size):
             values += self._ask(batch.texts[start : start + self.batch_size])
         return as_rewards(values)
+
+    def try_out(self, text: str) -> None:
+        """Ask for the score of one text, so that a server that cannot serve is found before training.
+
+        Raises:
+            RewardError: it cannot be reached, refuses the request, or gives no score in any try.
+        """
+        if None in self._ask([text]):
+            raise RewardError(
+                f"The reward server {self.shown} gave no score for an answer that it was tried with; the log says what "
+                'it said. It is asked with POST {"model": "model", "messages": [texts]}, and must answer '
+                '{"scores": [one number per text]}.'
+            )
 
     def _ask(self, texts: Sequence[str]) -> list[float | None]:
         best: list[float | None] = [None] * len(texts)
@@ -100,7 +113,8 @@ class ServerReward:
                 f"The reward server {self.shown} gives no scores ({tries}): {why}. See that it runs and is reachable "
                 "from here, or set reward_timeout and reward_retries higher, then resume."
             )
-        self._log(f"Reward server {self.shown}: {best.count(None)} answers stay without a reward ({tries}): {why}.")
+        lost = f"{best.count(None)} of {len(best)} answers stay without a reward"
+        self._log(f"Reward server {self.shown}: {lost} ({tries}): {why}.")
         return best
 
     def _post(self, texts: Sequence[str]) -> list[float | None]:
@@ -160,8 +174,6 @@ class ServerReward:
 
 
 def _finite(score: Any) -> float | None:
-    if isinstance(score, list) and len(score) == 1:  # LLaMA-Factory's own server gives a list of one per answer
-        score = score[0]
     number = isinstance(score, int | float) and not isinstance(score, bool)
     return float(score) if number and abs(score) < 3e38 else None
 

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -26,16 +25,15 @@ class FunctionProblem(ValueError):
 SIGNATURE = "a function that takes prompts and responses (two lists of texts) and returns a list of numbers"
 
 
-@contextmanager
-def _working_directory_last():
+def _working_directory_last() -> None:
     """Let modules of the working directory be found, behind everything that is installed.
 
-    `llamafactory-cli` starts with its own folder on the path, so that a file beside the recipe would not be found.
+    `llamafactory-cli` starts with its own folder on the path, so that a file of the user's would not be found. It stays
+    there, as the function may import more when it is called.
     """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # it stays: the function may import more when it is called
-    yield
+        sys.path.append(here)
 
 
 def load_function(where: str) -> Callable[..., Any]:
@@ -48,8 +46,8 @@ def load_function(where: str) -> Callable[..., Any]:
     if not separator or not module_name or not name:
         raise FunctionProblem("this is not of the form module:function", "write for example my_rewards:score")
     try:
-        with _working_directory_last():
-            module = importlib.import_module(module_name)
+        _working_directory_last()
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
@@ -104,9 +102,19 @@ def _number(value: Any) -> float | None:
 class FunctionReward:
     """Asks a function for the rewards of a batch."""
 
-    def __init__(self, name: str, where: str, function: Callable[..., Any] | None = None):
-        self.name, self.where = name, where
-        self.function = load_function(where) if function is None else function
+    passes = 0.0
+
+    def __init__(self, where: str):
+        """Take the function that `module:function` names.
+
+        Raises:
+            RewardError: there is none.
+        """
+        self.where = where
+        try:
+            self.function = load_function(where)
+        except FunctionProblem as problem:
+            raise RewardError(f"{where}: {problem.why}. Fix: {problem.fix}.") from problem
 
     def score(self, batch: RewardBatch, model: nn.Module) -> Tensor:
         """Return what the function says `[R]`; None, NaN and infinities are no reward.

@@ -11,8 +11,8 @@ from ledpo_plugin.head_file import HeadFileError, build_strategy, load_head
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import plan_of_rows
 
-from ._adapters import Speaker, add_adapter, save_only_policy
-from ._models import in_parts, load_other
+from ._adapters import Speaker, add_adapter, is_peft
+from ._models import in_parts, load_other, passes
 from ._runs import FROM_PROMPT, Run, RunProblem, below, names_of, read_run, same_model, same_models
 from ._types import NONE, RewardBatch, RewardError
 
@@ -20,19 +20,28 @@ from ._types import NONE, RewardBatch, RewardError
 class ImplicitReward:
     """Scores answers by how much likelier a trained run finds them than its reference does."""
 
-    def __init__(self, name: str, run: Run, strategy: BetaStrategy, *, policy: Speaker, reference: Speaker, rows: int):
+    def __init__(
+        self,
+        run: Run,
+        strategy: BetaStrategy,
+        *,
+        policy: Speaker,
+        reference: Speaker,
+        rows: int,
+        passes: float,
+    ):
         """Take what scores.
 
         Args:
-            name: in messages.
             run: what its folder says.
             strategy: its beta.
             policy: the model that the run trained.
             reference: the model that it was compared with.
             rows: answers a pass.
+            passes: see `Source`.
         """
-        self.name, self.run, self.strategy = name, run, strategy
-        self.policy, self.reference, self.rows = policy, reference, rows
+        self.run, self.strategy, self.rows, self.passes = run, strategy, rows, passes
+        self.policy, self.reference = policy, reference
 
     @torch.no_grad()
     def score(self, batch: RewardBatch, model: Any) -> Tensor:
@@ -99,15 +108,21 @@ def build_implicit(one: Any, context: Any) -> ImplicitReward:
     more = {id(speaker.model) for speaker in (policy, reference) if speaker.model is not None}
     beside = f"{len(more)} more in memory" if more else "on the policy's own base model"
     context.log(f"Reward {one.name}: the implicit reward of {one.where}, {beside}.")
-    rows = context.training_args.per_device_train_batch_size
-    return ImplicitReward(one.name, run, strategy, policy=policy, reference=reference, rows=rows)
+    return ImplicitReward(
+        run,
+        strategy,
+        policy=policy,
+        reference=reference,
+        rows=context.rows,
+        passes=passes([policy.model, reference.model], context.model),
+    )
 
 
 def _base_is_shared(run: Run, context: Any) -> bool:
     """Whether the run's base model, with the adapters merged into it, is what lies below the policy's adapter."""
     args, own = context.model_args, context.finetuning_args
     return (
-        hasattr(context.model, "peft_config")
+        is_peft(context.model)
         and same_model(run.base, args.model_name_or_path)
         and same_models(run.below, below(args.adapter_name_or_path, own.create_new_adapter))
     )
@@ -116,7 +131,6 @@ def _base_is_shared(run: Run, context: Any) -> bool:
 def _policy(run: Run, shares: bool, context: Any) -> Speaker:
     if run.has_adapter and shares:
         adapter = add_adapter(context.model, run.folder, str(run.folder))
-        save_only_policy(context.model)
         return Speaker(None, adapter)
     if not run.has_adapter:
         return _beside(context, str(run.folder), [])

@@ -112,3 +112,20 @@ def in_parts(batch: RewardBatch, size: int, device: torch.device) -> Iterator[tu
         width = max(lengths[rows[0]], 1)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         yield rows, {key: value[rows, :width].to(device) for key, value in inputs.items()}
+
+
+def layers(model: nn.Module) -> int:
+    """Return the weights of a model's layers, without embeddings and output layer: what a pass over a token costs."""
+    apart = {
+        id(parameter)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+        for parameter in layer.parameters()
+    }
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in apart)
+
+
+def passes(models: Sequence[nn.Module | None], policy: nn.Module) -> float:
+    """Return how many passes of the policy one pass of each of `models` (None: the policy's own) costs."""
+    own = layers(policy)
+    return sum(1.0 if model is None else layers(model) / own for model in models)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ledpo_plugin.forward import last_hidden
 
-from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, kept, save_only_policy
-from ._models import folder_of, in_parts, load_other
+from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, is_peft, kept
+from ._models import folder_of, in_parts, load_other, passes
 from ._types import NONE, RewardBatch, RewardError
 
 HEAD, PICKLED_HEAD = "value_head.safetensors", "value_head.bin"
@@ -30,9 +30,8 @@ def load_value_head(folder: Path, where: str, width: int) -> tuple[Tensor, Tenso
     Raises:
         RewardError: there is none, it is pickled, damaged or of another width.
     """
+    _require_head(folder, where)
     path = folder / HEAD
-    if not path.is_file():
-        raise RewardError(f"{where} {without_head(folder)}")
     try:
         tensors = load_file(path)
         weight, bias = tensors[WEIGHT].float(), tensors[BIAS].float()
@@ -46,31 +45,33 @@ def load_value_head(folder: Path, where: str, width: int) -> tuple[Tensor, Tenso
     return weight, bias
 
 
-def without_head(folder: Path) -> str:
+def without_head(folder: Path) -> tuple[str, str]:
     """Return what is wrong with a folder without value_head.safetensors, and what to do."""
     if (folder / PICKLED_HEAD).is_file():
-        return (
-            f"holds {PICKLED_HEAD}, which is pickled and is not opened: write it as {HEAD}, by "
-            f"safetensors.torch.save_file(torch.load('{PICKLED_HEAD}', weights_only=True), '{HEAD}')"
-        )
-    return (
-        f"holds no {HEAD}: it is not the output of stage rm. Train a reward model with stage: rm, and name its folder"
-    )
+        rewrite = f"safetensors.torch.save_file(torch.load('{PICKLED_HEAD}', weights_only=True), '{HEAD}')"
+        return f"holds {PICKLED_HEAD}, which is pickled and is not opened", f"write it as {HEAD}, by {rewrite}"
+    return f"holds no {HEAD}: it is not the output of stage rm", "name the folder of a model trained with stage: rm"
+
+
+def _require_head(folder: Path, where: str) -> None:
+    if not (folder / HEAD).is_file():
+        why, fix = without_head(folder)
+        raise RewardError(f"{where} {why}. Fix: {fix}.")
 
 
 class HeadReward:
     """Scores answers by a value head on a model of its own, or on the policy's base with another adapter."""
 
-    def __init__(self, name: str, head: tuple[Tensor, Tensor], speaker: Speaker, rows: int):
+    def __init__(self, head: tuple[Tensor, Tensor], speaker: Speaker, *, rows: int, passes: float):
         """Take what scores.
 
         Args:
-            name: in messages.
             head: weight `[1, d]` and bias `[1]`.
             speaker: whose hidden state the head reads.
             rows: answers a pass.
+            passes: see `Source`.
         """
-        self.name, self.head, self.speaker, self.rows = name, head, speaker, rows
+        self.head, self.speaker, self.rows, self.passes = head, speaker, rows, passes
 
     @torch.no_grad()
     def score(self, batch: RewardBatch, model: nn.Module) -> Tensor:
@@ -119,7 +120,7 @@ def build_lora(one: Any, context: Any) -> HeadReward:
         RewardError: the policy is no PEFT model, or the adapter does not fit it.
     """
     model = context.model
-    if not hasattr(model, "peft_config"):
+    if not is_peft(model):
         raise RewardError(
             f"{one.where}: a reward model of reward_model_type lora is an adapter beside the policy's own, and the "
             "policy has none. Set finetuning_type: lora, or reward_model_type: full with reward_model set to the base "
@@ -128,10 +129,9 @@ def build_lora(one: Any, context: Any) -> HeadReward:
     folder = folder_of(one.where, context.model_args, (CONFIG, WEIGHTS, HEAD))
     head = load_value_head(folder, one.where, model.config.get_text_config().hidden_size)
     adapter = add_adapter(model, folder, one.where)
-    save_only_policy(model)
     require_same_hidden(model, one.where)
     context.log(f"Reward {one.name}: the adapter {one.where} on the policy's own base model.")
-    return HeadReward(one.name, head, Speaker(None, adapter), context.training_args.per_device_train_batch_size)
+    return HeadReward(head, Speaker(None, adapter), rows=context.rows, passes=1.0)
 
 
 def build_full(one: Any, context: Any) -> HeadReward:
@@ -144,10 +144,9 @@ def build_full(one: Any, context: Any) -> HeadReward:
     adapters = own.reward_model_adapters
     last = adapters.split(",")[-1].strip() if adapters else one.where
     folder = folder_of(last, context.model_args, (HEAD,))
-    if not (folder / HEAD).is_file():
-        raise RewardError(f"{last} {without_head(folder)}")
+    _require_head(folder, last)
     model = load_other(context, one.where, "the reward model", adapters, own.reward_model_quantization_bit)
     head = load_value_head(folder, last, model.config.get_text_config().hidden_size)
     require_same_hidden(model, one.where)
     context.log(f"Reward {one.name}: a model of its own, {one.where}.")
-    return HeadReward(one.name, head, Speaker(model, None), context.training_args.per_device_train_batch_size)
+    return HeadReward(head, Speaker(model, None), rows=context.rows, passes=passes([model], context.model))

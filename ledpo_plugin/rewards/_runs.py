@@ -10,6 +10,7 @@ from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
 from ledpo_plugin.reference_cache import default_folder, files_hash
 from ledpo_plugin.run_record import RECORD, read_record
+from ledpo_plugin.stages import STAGES
 
 from ._adapters import CONFIG, WEIGHTS
 
@@ -69,6 +70,10 @@ def read_run(where: str) -> Run:
         raise RunProblem(f"the folder holds no {RECORD}: it is no LEDPO run", need) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunProblem(f"its {RECORD} cannot be read ({error})", need) from None
+    stage = STAGES.get(record.get("stage"))
+    if stage is not None and stage.data == "prompts":
+        why = f"stage {stage.name} learned from no preferences, so that it has no reward of its own"
+        raise RunProblem(why, "name the reward that it was trained on, or a run of stage ledpo")
     loss = LOSSES.get(name)
     if loss is None or not loss.needs_reference:
         why = f"its loss {name} compares with no reference, so that it has no implicit reward"

@@ -71,6 +71,8 @@ class RewardOutput:
 class Source(Protocol):
     """Where rewards come from."""
 
+    passes: float  # passes over an answer that one score takes, of a model as large as the policy; 0: none in here
+
     def score(self, batch: RewardBatch, model: nn.Module) -> Tensor:
         """Return one number per answer `[R]`, fp32, NaN where there is none.
 

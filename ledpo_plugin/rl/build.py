@@ -6,12 +6,15 @@ from typing import Any
 
 from ledpo_plugin.host import whole_for_generation
 from ledpo_plugin.hparams import PPO
-from ledpo_plugin.rewards import build_rewards
+from ledpo_plugin.rewards import RewardError, build_rewards
+from ledpo_plugin.trainer import weights_are_elsewhere
 
+from .asking import Asking, Generator
 from .generate import Sampling, generate
 from .order import Schedule, Sizes
 from .phase import PpoPhase
 from .prompts import load_prompts
+from .value_head import ValueHead
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,31 @@ def build_phase(run: Arguments, model: Any, train_prompts: Any | None) -> PpoPha
     stops = run.template.get_stop_token_ids(run.tokenizer)
     pad_id = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else 0
     sampling = Sampling.of(own.ledpo_generating, stops, pad_id)
-    return PpoPhase(
+    if rewards.passes > 0 and weights_are_elsewhere():
+        raise RewardError(
+            "DeepSpeed ZeRO-3 and FSDP split the weights, and a reward model in the same process as the policy needs "
+            "them whole. Serve it (llamafactory-cli api with stage: rm) and set reward_model_type: api, or use ZeRO-2."
+        )
+    width = model.config.get_text_config().hidden_size
+    asking = Asking(
         args=own,
         sampling=sampling,
         generator=_generator(run, sampling),
         rewards=rewards,
+        tokenizer=run.tokenizer,
+        value_head=ValueHead(hidden_size=width, seed=training_args.seed) if own.advantage_estimator == "gae" else None,
+    )
+    return PpoPhase(
+        asking=asking,
         prompts=train_prompts,
         sizes=sizes_of(training_args, own),
         schedule=schedule_of(own),
-        hidden_size=model.config.get_text_config().hidden_size,
         seed=training_args.seed,
         shuffled=not own.disable_shuffling,
-        tokenizer=run.tokenizer,
     )
 
 
-def _generator(run: Arguments, sampling: Sampling) -> Callable:
+def _generator(run: Arguments, sampling: Sampling) -> Generator:
     if run.finetuning_args.rollout_backend == "vllm":
         from .vllm_backend import VllmGenerator
 

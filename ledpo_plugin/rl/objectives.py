@@ -69,20 +69,21 @@ def token_mean(values: Tensor, mask: Tensor, *, count: Tensor | float | None = N
     """Return the mean over all response tokens, a scalar; 0 where there are none.
 
     `count` replaces the number of tokens of this call by that of the whole optimizer step (micro-batches, ranks), so
-    that the parts add up to the step's mean. Both tensors are `[R, T]`.
+    that the parts add up to the step's mean; where parts are averaged instead, by a part's share of it, which may be a
+    fraction. Both tensors are `[R, T]`.
 
     Raises:
         ValueError: the shapes differ.
     """
     check_shapes(mask.shape, values=values)
-    return masked(values, mask).sum() / _at_least_one(mask.sum() if count is None else count)
+    return masked(values, mask).sum() / _or_one(mask.sum() if count is None else count)
 
 
 def answer_mean(values: Tensor, mask: Tensor, *, count: Tensor | float | None = None) -> Tensor:
     """Return the mean over answers of each one's mean over its tokens, a scalar; 0 where there are none.
 
     GRPO's own reduction, arXiv:2402.03300 eq. 3. Answers without tokens do not count. `count` replaces the number of
-    answers with tokens by that of the whole optimizer step. Both tensors are `[R, T]`.
+    answers with tokens, as in `token_mean`. Both tensors are `[R, T]`.
 
     Raises:
         ValueError: the shapes differ.
@@ -90,11 +91,12 @@ def answer_mean(values: Tensor, mask: Tensor, *, count: Tensor | float | None = 
     check_shapes(mask.shape, values=values)
     lengths = mask.sum(dim=1)
     means = masked(values, mask).sum(dim=1) / lengths.clamp(min=1)
-    return means.sum() / _at_least_one((lengths > 0).sum() if count is None else count)
+    return means.sum() / _or_one((lengths > 0).sum() if count is None else count)
 
 
-def _at_least_one(count: Tensor | float) -> Tensor | float:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+def _or_one(count: Tensor | float) -> Tensor | float:
+    # Not clamp(min=1): a step's tokens per micro-batch may well be less than one.
+    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
 
 
 @torch.no_grad()

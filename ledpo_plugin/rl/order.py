@@ -124,8 +124,12 @@ def rows_of_update(sizes: Sizes, seed: int, iteration: int, update: int, rank: i
 class Slots(Dataset):
     """Preference pairs, and the row that stands for a batch out of the rollout."""
 
-    def __init__(self, data: Any, pairs: bool):
-        self.data, self.pairs = data, pairs
+    def __init__(self, data: Any, batches: "SlotBatches"):
+        self.data, self.batches = data, batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the batches: accelerate asks the data set where it has wrapped them, as after a resume."""
+        self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.data)

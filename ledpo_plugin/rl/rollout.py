@@ -44,26 +44,6 @@ class Rollout:
         return [item.name for item in fields(cls) if "Tensor" in str(item.type)]
 
 
-def best_and_worst(scores: Tensor, valid: Tensor, group: int) -> list[tuple[int, int]]:
-    """Return, per prompt whose valid answers differ in score, the rows of its best and of its worst answer.
-
-    Args:
-        scores: `[R]`; the answers of a prompt are `group` neighbouring rows.
-        valid: `[R]`, bool.
-        group: answers of a prompt.
-    """
-    pairs = []
-    for first in range(0, len(scores), group):
-        rows = [row for row in range(first, first + group) if bool(valid[row])]
-        if len(rows) < 2:
-            continue
-        best = max(rows, key=lambda row: float(scores[row]))
-        worst = min(rows, key=lambda row: float(scores[row]))
-        if scores[best] > scores[worst]:
-            pairs.append((best, worst))
-    return pairs
-
-
 def _files(folder: str | Path, rank: int) -> tuple[Path, Path]:
     return Path(folder) / f"ledpo_rollout_{rank}.safetensors", Path(folder) / f"ledpo_rollout_{rank}.json"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -17,7 +18,7 @@ from ledpo_plugin.metrics import beta_metrics
 from ledpo_plugin.rewards import RewardError
 from ledpo_plugin.trainer import PairTrainer, PreferenceTrainer
 
-from .metrics import answer_metrics, held_out_metrics
+from .metrics import answer_metrics
 from .order import SLOT, SlotBatches, Slots
 from .phase import PpoPhase
 
@@ -33,7 +34,7 @@ class _Phases(TrainerCallback):
         trainer = self.trainer
         trainer.micro = 0
         trainer.in_ppo = trainer.phase.schedule.is_ppo(state.global_step)
-        trainer.beta_training.resting = trainer.in_ppo and not trainer.phase.trains_head
+        trainer.beta_training.resting = trainer.in_ppo and not trainer.phase.asking.trains_head
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Step the value head."""
@@ -54,8 +55,8 @@ class RolloutTrainer(PreferenceTrainer):
         super().__init__(**kwargs)
         phase.attach(self)
         self.add_callback(_Phases(self))
-        if hasattr(self.model, "peft_config"):  # adapters of reward models are not the policy's
-            name = self.model.active_adapters[0]
+        if isinstance(self.model, PeftModel):  # adapters of reward models are not the policy's
+            name = self.model.active_adapter
             self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=[name])
 
     # ---- the policy, whole and wrapped
@@ -93,7 +94,7 @@ class RolloutTrainer(PreferenceTrainer):
             shuffled=not own.disable_shuffling,
         )
         loader = DataLoader(
-            Slots(data, bool(self.phase.schedule.ledpo)),
+            Slots(data, batches),
             batch_sampler=batches,
             collate_fn=self._collate,
             num_workers=args.dataloader_num_workers,
@@ -159,7 +160,7 @@ class RolloutTrainer(PreferenceTrainer):
         if columns["ended"].sum() == 0:
             self._log(
                 f"None of {len(columns['ended'])} answers ended within max_new_tokens: "
-                f"{self.phase.sampling.max_new_tokens}. Raise it, or set missing_eos_penalty, if they should."
+                f"{self.phase.asking.sampling.max_new_tokens}. Raise it, or set missing_eos_penalty, if they should."
             )
 
     def note_pairs(self, beta: Tensor, margin: Tensor) -> None:
@@ -224,7 +225,7 @@ class PpoTrainer(RolloutTrainer):
         parts = gather_object([self.phase.evaluate(data)])
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self.evaluated[metric_key_prefix] = columns
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in held_out_metrics(columns).items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in answer_metrics(columns).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
