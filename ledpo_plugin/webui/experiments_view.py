@@ -23,9 +23,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-act
 HEAD = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{POLICY}"><base href="about:srcdoc">'
 
 STYLE = """
-.ledpo-exp table { width: 100%; border: 0 !important; border-collapse: collapse; font-size: var(--text-md); }
+.ledpo-exp table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
 .ledpo-exp table tr > * { text-align: start; padding: 4px 10px; vertical-align: top; overflow-wrap: anywhere;
   border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
+.ledpo-exp table, .ledpo-exp thead, .ledpo-exp tbody, .ledpo-exp tr { border: 0 !important; }
 .ledpo-exp td.number { font-variant-numeric: tabular-nums; }
 .ledpo-exp .state { white-space: nowrap; }
 .ledpo-exp .state::before { content: ""; display: inline-block; width: .6em; height: .6em; border-radius: 50%;
