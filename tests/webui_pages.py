@@ -48,6 +48,7 @@ class Ui:
             "GRADIO_SERVER_NAME": "127.0.0.1",
             "GRADIO_ANALYTICS_ENABLED": "False",
             "LLAMAFACTORY_VERBOSITY": "INFO",
+            "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "127.0.0.1,localhost",
         }
         self.env = os.environ | own | env
@@ -55,21 +56,27 @@ class Ui:
         self.start()
 
     def start(self) -> None:
-        """Start it, also after it was killed; return when it answers."""
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
-        self._wait()
+        """Start it, also after it was killed; return when it serves its page.
 
-    def _wait(self) -> None:
-        for _ in range(600):
-            if self.process.poll() is not None:
-                raise RuntimeError(self.log.read_text()[-3000:])
-            try:
-                httpx.get(f"{self.url}/config", timeout=30)
+        gradio ends at once where it cannot reach its own page within 3 s, as on a machine that is very busy: then it is
+        started again.
+        """
+        for _ in range(5):
+            with self.log.open("w") as log:
+                self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
+            if self._serves():
                 return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise TimeoutError(self.log.read_text()[-3000:])
+            if "localhost is not accessible" not in self.log.read_text():
+                break
+        raise RuntimeError(self.log.read_text()[-3000:])
+
+    def _serves(self) -> bool:
+        """Wait until it says that it is there, or ends."""
+        while self.process.poll() is None:
+            if "To create a public link" in self.log.read_text():
+                return httpx.get(f"{self.url}/config", timeout=120).status_code == 200
+            time.sleep(0.1)
+        return False
 
     def children(self) -> list[psutil.Process]:
         """Return the processes the UI has started that are still there."""
@@ -116,14 +123,14 @@ class Board:
     def __init__(self, browser, ui: Ui, width: int = 1400) -> None:
         self.ui, self.messages = ui, []
         self.page = browser.new_context(viewport={"width": width, "height": 1000}).new_page()
-        self.page.set_default_timeout(60_000)  # ms; several people share the machine
+        self.page.set_default_timeout(180_000)  # ms; a busy machine can take longer than the usual 30 s
         for elsewhere in ELSEWHERE:  # fails at once instead of after a look-up; the page's own files are untouched
             self.page.route(f"{elsewhere}**", lambda route: route.abort())
         self.page.on("console", self._note)
         self._asked: set = set()  # requests of handlers that are still running
         self.page.on("request", lambda request: self._asked.add(request) if "/run/" in request.url else None)
         for end in ("requestfinished", "requestfailed"):
-            self.page.on(end, self._asked.discard)
+            self.page.on(end, lambda request: self._asked.discard(request))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.goto(ui.url)
         self.field("Stage").wait_for()
@@ -207,7 +214,7 @@ class Board:
         """Return the bar of the run that is watched."""
         return self.page.get_by_text("Running ").first
 
-    def said(self, pattern: str, timeout: float = 60) -> str:
+    def said(self, pattern: str, timeout: float = 180) -> str:
         """Wait for a text in the box under the buttons; return all of it."""
         box = self.page.locator(".prose", has_text=re.compile(pattern)).last
         box.wait_for(timeout=timeout * 1000)

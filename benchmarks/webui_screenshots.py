@@ -1,0 +1,59 @@
+"""The pictures in docs/webui: the accordion, and a run that is watched, in the stock web UI with a tiny random model.
+
+    python benchmarks/webui_screenshots.py        needs Debian's chromium (`make browser`)
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import _build_data, _build_model  # noqa: E402
+from webui_pages import Board, running_browser, running_ui  # noqa: E402
+
+FOLDER = ROOT / "docs" / "webui"
+QUICK = '{"preprocessing_num_workers": 1, "disable_gradient_checkpointing": true}'
+
+
+def main() -> int:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        (root / "data").mkdir()
+        (root / "model").mkdir()
+        _build_data(root / "data")
+        _build_model(root / "model")
+        with running_ui(root) as ui, running_browser() as browser:
+            board = Board(browser, ui, width=1240)
+            page = board.page
+            board.model("model")
+            board.stage("LEDPO")
+            board.add(board.field("Dataset"), "pairs")
+            page.locator("#ledpo_note").get_by_text("beta_mode: head").wait_for()
+            page.mouse.move(0, 0)
+            page.locator("#ledpo_accordion").screenshot(path=FOLDER / "accordion.png")
+            board.choose(board.field("Compute type"), "fp32")
+            board.fill(board.field("Learning rate"), "5e-4")
+            board.fill(board.field("Epochs"), "40")
+            board.fill(board.field("Gradient accumulation"), "2")
+            board.fill(board.field("Val size"), "0.25")
+            board.open("Extra configurations")
+            board.fill(board.field("Save steps"), "20")
+            board.fill(board.field("Extra arguments"), QUICK)
+            board.open("Extra configurations")
+            board.press("Start")
+            page.locator("#ledpo_viewer img").wait_for(timeout=600_000)
+            page.wait_for_function(
+                "[...document.querySelectorAll('.prose')].some(e => /'epoch': (1[5-9]|2\\d)/.test(e.innerText))",
+                timeout=600_000,
+            )
+            page.get_by_role("button", name="Preview command").first.evaluate("button => button.scrollIntoView()")
+            page.screenshot(path=FOLDER / "training.png")
+            board.said("^Finished", timeout=900)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
