@@ -1,6 +1,6 @@
 """The pictures in docs/webui: the accordion, and a run that is watched, in the stock web UI with a tiny random model.
 
-    python benchmarks/webui_screenshots.py        needs Debian's chromium (`make browser`)
+python benchmarks/webui_screenshots.py        needs Debian's chromium (`make browser`)
 """
 
 import sys
@@ -28,6 +28,7 @@ def main() -> int:
         with running_ui(root) as ui, running_browser() as browser:
             board = Board(browser, ui, width=1240)
             page = board.page
+            page.add_style_tag(content=".toast-wrap {display: none}")  # they would cover what is shown
             board.model("model")
             board.stage("LEDPO")
             board.add(board.field("Dataset"), "pairs")

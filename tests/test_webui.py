@@ -145,7 +145,7 @@ def test_abort_stops_a_run_and_leaves_no_process(board, tiny, uis):
     board.press("Start")
     board.page.locator("#ledpo_viewer img").wait_for(timeout=240_000)
     assert len(uis[0].children()) >= 1
-    board.page.reload()  # somebody comes back to a run that goes on: the form, the loss and the curves are there again
+    board.reload()  # somebody comes back to a run that goes on: the form, the loss and the curves are there again
     board.page.locator("#ledpo_viewer img").wait_for(timeout=240_000)
     assert board.field("Stage").input_value() == "LEDPO"
     assert board.key("pref_loss").input_value() == "sigmoid"
@@ -191,8 +191,7 @@ def test_names_with_html_stay_text(board, tiny, uis):
     board.fill(board.field("Model path"), HOSTILE)
     board.press("Preview command")
     assert f"model_name_or_path: '{HOSTILE}' -> the folder holds no config.json" in board.said("2 problems")
-    board.page.reload()
-    board.field("Stage").wait_for()
+    board.reload()
     _ready(board, tiny, "named")
     board.fill(board.key("ref_model"), f"org/{HOSTILE}``` <b>")
     board.press("Preview command")

@@ -197,6 +197,13 @@ class Board:
         self.fill(self.field("Model path"), path)
         self.choose(self.field("Chat template"), "chatml")
 
+    def reload(self) -> None:
+        """Open the page anew. gradio's script reports the streams of events that it closes on leaving: no fault."""
+        before = list(self.messages)
+        self.page.reload()
+        self.field("Stage").wait_for()
+        self.messages[:] = [text for text in self.messages if text in before or not text.startswith("AbortError")]
+
     def open(self, title: str) -> None:
         """Open an accordion of the train tab."""
         button = self.page.get_by_role("button", name=title).first

@@ -11,6 +11,7 @@ from ledpo_plugin.live_log import read_live_log
 
 _BLUE, _GREEN, _RED, _GREY = "#0072B2", "#009E73", "#D55E00", "#777777"  # told apart by the colour-blind, too
 _ACCURACY = "rewards/accuracies"
+_LABEL = 0.35  # inches at the top, over which the page writes the plot's label
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -52,12 +53,14 @@ def draw(rows: Rows) -> Figure | None:
     panels = [panel for panel in (_beta, _accuracy, _reward, _kl) if panel(None, rows)]
     if not panels:
         return None
-    figure = Figure(figsize=(6.4, 3.6 * len(panels)), layout="constrained")  # not pyplot's: threads draw at a time
+    height = 2.7 * len(panels) + _LABEL
+    figure = Figure(figsize=(4.6, height), dpi=130, layout="constrained")  # not pyplot's: threads draw at a time
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - _LABEL / height))
     every_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(every_axes, panels, strict=True):
         panel(axes, rows)
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(fontsize=8, loc="best")
+        axes.legend(fontsize=7.5, loc="best")
     every_axes[-1].set_xlabel("step")
     return figure
 
