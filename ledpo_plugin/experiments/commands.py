@@ -8,7 +8,7 @@ from typing import Any
 from .definition import Experiment, folder_of, is_experiment
 from .problems import ExperimentError
 from .reading import examine, profiles_of, read_experiment
-from .store import ResultsError, read_results, runs_in, state_of, states_of, study_states
+from .store import ResultsError, further_states, read_results, runs_in, state_of, states_of
 
 
 def host_keys() -> Mapping[str, Any]:
@@ -69,10 +69,10 @@ def status(args: argparse.Namespace) -> int:
     for run_, state in zip(runs, states, strict=True):
         print("  " + line_of(run_, state))
     print(summary(states, at_work or 1, guess))
-    parts = study_states(results)
+    parts = further_states(results)
     for name, state in parts.items():
         error = str(state.get("error") or "").splitlines()
-        print(f"  study: {name:<32} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
+        print(f"  {name:<39} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
     return 1 if any(state["phase"] == "failed" for state in [*states, *parts.values()]) else 0
 
 
