@@ -101,14 +101,15 @@ def test_sets_and_sizes(made):
     sets, about = made
     assert set(sets) == set(about) == {
         *SYNTHETIC, "general_train", "general_heldout", "general_rated_train", "mixed_train", "mixed_rated_train",
-        "mixed_heldout", "instructions_train", "instructions_heldout",
+        "mixed_heldout", "instructions_train", "instructions_heldout", "general_longer", "judge_train",
     }  # fmt: skip
     assert len({rows.prompt_of(row) for row in sets["code_train"]}) == len(sets["code_train"]) >= 2000
     assert len({rows.prompt_of(row) for row in sets["medical_train"]}) == len(sets["medical_train"]) >= 400
     assert {len(sets[name]) for name in ("code_heldout", "medical_heldout", "finance_heldout")} == {24}
     assert all(about[name]["kind"] == "synthetic" for name in SYNTHETIC)
     assert {name for name in about if about[name]["kind"] == "real"} == {
-        "general_train", "general_heldout", "general_rated_train", "instructions_train", "instructions_heldout"
+        "general_train", "general_heldout", "general_rated_train", "general_longer", "instructions_train",
+        "instructions_heldout",
     }  # fmt: skip
     assert "not medical advice" in about["medical_train"]["note"]
 

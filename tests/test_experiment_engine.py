@@ -64,7 +64,7 @@ def test_an_experiment_runs_to_its_report(undisturbed):
         assert result["final"] == result["checkpoints"][-1]["metrics"] | texts
         assert len(texts) == 4
         assert [row["step"] for row in result["training"]] == [1, 2, 3, 4]
-        assert result["usage"]["generated_tokens"] > 0
+        assert result["usage"]["measure_tokens"] > 0
         assert (results / "base" / result["base"] / "result.json").is_file()
     assert found["runs/ledpo/seed-1"]["final"]["heldout/beta_mean"] != 0.1
     assert not list(results.glob("runs/*/*/train/checkpoint-*"))  # measured, so not needed any more

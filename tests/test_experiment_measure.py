@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from ledpo_plugin.cli import main
 from ledpo_plugin.experiments import measured
 from ledpo_plugin.experiments.generations import greedy
-from ledpo_plugin.experiments.measure import base_key, measure_base, measure_run
+from ledpo_plugin.experiments.measure import Measured, base_key, measure_base, measure_run
 from ledpo_plugin.experiments.metrics import known_metrics
 from ledpo_plugin.experiments.subject import CheckpointError
 
@@ -49,7 +49,8 @@ def rows_of(measures: Path, step: int, name: str = "heldout") -> dict[str, list[
 
 def without_times(folder: Path) -> dict[str, dict]:
     """The contents of all files of a folder but for how long they took."""
-    found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    paths = [path for path in folder.rglob("*.json") if path.name != "cost.json"]
+    found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in paths}
     for content in found.values():
         assert content.pop("seconds") >= 0
     return found
@@ -63,7 +64,7 @@ def run(tiny, tmp_path_factory):
     recipe = recipe_of(tiny, folder / "train", beta_mode="head", max_steps=6, **changes)
     train(recipe)
     said: list[str] = []
-    found = measure_run(recipe, folder / "train", folder / "measures", EVALUATION, said.append)
+    found = measure_run([Measured(recipe, folder / "train")], folder / "measures", EVALUATION, said.append)
     return recipe, folder, found, said
 
 
@@ -212,7 +213,7 @@ def test_instructions_and_answers_are_those_of_plain_transformers(tiny, run):
 def test_runs_of_every_stage_are_measured_against_their_start(tiny, tmp_path, changes):
     recipe = recipe_of(tiny, tmp_path / "train", max_steps=2, learning_rate=1e-2, **changes)
     train(recipe)
-    found = measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, quiet)
+    found = measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, quiet)
     columns = rows_of(tmp_path / "measures", 2)
     policy = fresh(tiny, tmp_path / "train" / "checkpoint-2")
     agrees(columns, plain_pairs(tiny, policy), plain_pairs(tiny, fresh(tiny)))
@@ -229,7 +230,7 @@ def test_whole_models_are_measured_too(tiny, tmp_path, mode, source):
     recipe = recipe_of(tiny, tmp_path / "train", beta_mode=mode, beta_head_source=source, **FULL, **changes)
     train(recipe)
     measure = {"pairs": ["heldout"], "instructions": ["instructions"]}
-    found = measure_run(recipe, tmp_path / "train", tmp_path / "measures", measure, quiet)
+    found = measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", measure, quiet)
     evaluated = {row["step"]: row for row in history(tmp_path / "train") if "eval_loss" in row}
     for checkpoint in found["checkpoints"]:
         for ours, theirs in (TRAINERS_OWN | OF_BETA).items():
@@ -245,7 +246,7 @@ def test_a_run_that_goes_on_from_an_adapter_is_compared_with_that(tiny, tmp_path
     changes = {"adapter_name_or_path": str(first), "create_new_adapter": new or None, "beta_mode": "head"}
     recipe = recipe_of(tiny, tmp_path / "train", **changes)
     train(recipe)
-    found = measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, quiet)
+    found = measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, quiet)
     last = tmp_path / "train" / "checkpoint-4"
     policy = fresh(tiny, first, last) if new else fresh(tiny, last)
     agrees(rows_of(tmp_path / "measures", 4), plain_pairs(tiny, policy), plain_pairs(tiny, fresh(tiny, first)))
@@ -265,7 +266,7 @@ def test_a_head_that_read_a_reference_model_of_its_own_reads_it_here(tiny, tmp_p
     evaluated = {"eval_dataset": "heldout", "eval_strategy": "steps", "eval_steps": 2}
     recipe = recipe_of(tiny, tmp_path / "train", **changes, **evaluated)
     train(recipe)
-    final = measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, quiet)["final"]
+    final = measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, quiet)["final"]
     last = [row for row in history(tmp_path / "train") if "eval_loss" in row][-1]
     assert final["heldout/beta_mean"] == pytest.approx(last["eval_beta/mean"], rel=1e-5)
     assert final["heldout/beta_std"] == pytest.approx(last["eval_beta/std"], rel=1e-3)
@@ -309,7 +310,7 @@ def test_a_measurement_that_was_cut_off_ends_with_the_same_numbers(run, tmp_path
         path.write_text(path.read_text()[:200])
         (last / "instructions" / "instructions.json").write_text('{"dataset": "instructions", "n": 3, "columns": {}}')
     said: list[str] = []
-    again = measure_run(recipe, folder / "train", tmp_path / "measures", EVALUATION, said.append)
+    again = measure_run([Measured(recipe, folder / "train")], tmp_path / "measures", EVALUATION, said.append)
     assert without_times(tmp_path / "measures") == whole
     assert {key: again[key] for key in again if key != "measure_seconds"} == {
         key: found[key] for key in found if key != "measure_seconds"
@@ -320,7 +321,7 @@ def test_a_measurement_that_was_cut_off_ends_with_the_same_numbers(run, tmp_path
 def test_nothing_is_loaded_where_everything_is_there(run, monkeypatch):
     recipe, folder, found, _ = run
     monkeypatch.setattr("ledpo_plugin.experiments.measure.Subject", None)
-    assert measure_run(recipe, folder / "train", folder / "measures", EVALUATION, quiet) == found
+    assert measure_run([Measured(recipe, folder / "train")], folder / "measures", EVALUATION, quiet) == found
 
 
 @pytest.mark.parametrize("disabled", [False, True])
@@ -329,7 +330,7 @@ def test_numbers_do_not_depend_on_what_was_cached_before(tiny, run, tmp_path, mo
     recipe, folder, _, _ = run
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
     recipe = recipe | {"disable_reference_cache": disabled}
-    measure_run(recipe, folder / "train", tmp_path / "measures", EVALUATION, quiet)
+    measure_run([Measured(recipe, folder / "train")], tmp_path / "measures", EVALUATION, quiet)
     assert without_times(tmp_path / "measures") == without_times(folder / "measures")
     assert any((tmp_path / "cache").rglob("values.safetensors")) != disabled
 
@@ -344,7 +345,9 @@ def test_rows_that_cannot_be_used_are_counted_and_the_others_stay_in_order(tiny,
     info = json.loads((tiny.data / "dataset_info.json").read_text())
     (data / "dataset_info.json").write_text(json.dumps({"heldout": info["heldout"], "a,b/c": info["heldout"]}))
     measure = {"pairs": ["a,b/c"]}
-    measure_run(recipe | {"dataset_dir": str(data)}, folder / "train", tmp_path / "measures", measure, quiet)
+    measure_run(
+        [Measured(recipe | {"dataset_dir": str(data)}, folder / "train")], tmp_path / "measures", measure, quiet
+    )
     (path,) = (tmp_path / "measures" / "step-000006").rglob("*.json")
     found = json.loads(path.read_text())
     assert (found["dataset"], found["n"], found["dropped"]) == ("a,b/c", 16, 1)
@@ -385,7 +388,7 @@ def test_a_checkpoint_that_cannot_be_measured_is_named(run, tmp_path, damage, me
     recipe, folder, _, _ = run
     damage(_copy(folder, tmp_path) / "checkpoint-4")
     with pytest.raises((CheckpointError, ValueError), match=message):
-        measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, quiet)
+        measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, quiet)
 
 
 def test_a_damaged_whole_model_is_named(tiny, tmp_path):
@@ -395,14 +398,14 @@ def test_a_damaged_whole_model_is_named(tiny, tmp_path):
     tensors.pop("model.layers.0.mlp.up_proj.weight")
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"not there: model\.layers\.0\.mlp\.up_proj\.weight"):
-        measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, quiet)
+        measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, quiet)
 
 
 def test_a_missing_head_is_said_and_the_rest_is_measured(run, tmp_path):
     recipe, folder, _, _ = run
     (_copy(folder, tmp_path) / "checkpoint-4" / "beta_head.safetensors").unlink()
     said: list[str] = []
-    found = measure_run(recipe, tmp_path / "train", tmp_path / "measures", PAIRS_ONLY, said.append)
+    found = measure_run([Measured(recipe, tmp_path / "train")], tmp_path / "measures", PAIRS_ONLY, said.append)
     assert any("step 4: " in line and "beta is not measured" in line for line in said)
     assert ["heldout/beta_mean" in row["metrics"] for row in found["checkpoints"]] == [True, False, True]
 
@@ -435,9 +438,11 @@ def test_data_of_which_nothing_can_be_used_is_an_error(tiny, run, tmp_path):
 def test_no_checkpoint_and_pissa_are_refused(tiny, run, tmp_path):
     recipe, folder, _, _ = run
     with pytest.raises(CheckpointError, match="no checkpoint to measure"):
-        measure_run(recipe, tmp_path, tmp_path / "measures", PAIRS_ONLY, quiet)
+        measure_run([Measured(recipe, tmp_path)], tmp_path / "measures", PAIRS_ONLY, quiet)
     with pytest.raises(ValueError, match="Remove pissa_init"):
-        measure_run(recipe | {"pissa_init": True}, folder / "train", tmp_path / "measures", PAIRS_ONLY, quiet)
+        measure_run(
+            [Measured(recipe | {"pissa_init": True}, folder / "train")], tmp_path / "measures", PAIRS_ONLY, quiet
+        )
 
 
 # ---- the pure parts

@@ -11,11 +11,14 @@ from conftest import cli
 from test_experiment_engine import ledpo, numbers
 from tiny_experiment import EVALUATION
 
+from ledpo_plugin.experiments.links import LINKING
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.parent.name for path in (ROOT / "yaml_recipes").glob("*/experiment.yaml"))
 RUN_FOR_REAL = (  # their reports are under docs/results
     *("loss_variants_impact", "data_mixture_impact"),
     *("evaluation_methods_impact", "inference_optimization_impact"),
+    "ledpo_rlhf_combination",  # at a reduced size in test_rlhf_experiment.py
 )
 MODEL = ROOT / ".ledpo/models/SmolLM2-135M-Instruct"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -57,12 +60,18 @@ def test_the_other_experiments_at_a_reduced_size(tiny, tmp_path, name):
     assert report
 
 
+def _needs_others(recipe: dict) -> bool:
+    """Whether a recipe starts from what another one leaves."""
+    return any(recipe.get(key, "").startswith("runs/") for key in LINKING if key in recipe)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_recipe_copied_out_runs_alone(tmp_path, name):
     """On the real model and data, with the stock command, from the root of the repository."""
     if not (MODEL / "config.json").is_file() or not (ROOT / ".ledpo/experiments/data/sources.json").is_file():
         pytest.fail("Run `ledpo prepare` first (`make test-slow` does).")
-    source = sorted((ROOT / "yaml_recipes" / name / "cpu").glob("*.yaml"))[-1]
+    paths = sorted((ROOT / "yaml_recipes" / name / "cpu").glob("*.yaml"), reverse=True)
+    source = next(path for path in paths if not _needs_others(yaml.safe_load(path.read_text())))
     copy = tmp_path / "mine.yaml"
     shutil.copy(source, copy)
     here = os.getcwd()

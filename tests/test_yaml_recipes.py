@@ -8,6 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ledpo_plugin import host
+from ledpo_plugin.experiments.budget import UNENDING
+from ledpo_plugin.experiments.words import flops
 from ledpo_plugin.recipe import check_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +27,7 @@ ISSUE = {  # what the plan asks for
     "evaluation_methods_impact": {"dpo", "ledpo", "orpo", "spoilt"},
     "inference_optimization_impact": {"dpo", "ledpo"},
     "adaptive_beta_impact": {"fixed", "global", "head", "ppl", "beta_dpo", "epsilon_dpo", "mallows"},
+    "ledpo_rlhf_combination": {"ledpo", "ppo", "sequential", "alternating"},
 }
 
 
@@ -37,14 +40,38 @@ def _variants(definition: dict[str, Any], profile: str) -> list[str]:
     return definition["profiles"][profile].get("variants") or list(definition["variants"])
 
 
+def _phases(definition: dict[str, Any], variant: str) -> dict[str, float]:
+    """Return the names of a variant's recipes, without the ending, with their shares of the budget."""
+    phases = (definition["variants"][variant] or {}).get("phases")
+    return {f"{variant}.{phase}": share for phase, share in phases.items()} if phases else {variant: 1}
+
+
+def _of_variants(definition: dict[str, Any], profile: str) -> dict[str, float]:
+    """Return the names of all recipes of a profile's variants, with their shares of the budget."""
+    return {
+        stem: share
+        for variant in _variants(definition, profile)
+        for stem, share in _phases(definition, variant).items()
+    }
+
+
 EXPERIMENTS = {folder.name: _read(folder / "experiment.yaml") for folder in FOLDERS}
 RECIPES = {
-    (name, profile, variant): TREE / name / profile / f"{variant}.yaml"
+    (name, profile, stem): TREE / name / profile / f"{stem}.yaml"
     for name, definition in EXPERIMENTS.items()
     for profile in definition["profiles"]
-    for variant in _variants(definition, profile)
+    for stem in _of_variants(definition, profile)
+}
+PREREQUISITES = {
+    (name, profile, stem): TREE / name / profile / f"{stem}.yaml"
+    for name, definition in EXPERIMENTS.items()
+    for profile in definition["profiles"]
+    for stem in definition.get("prerequisites") or ()
 }
 each_recipe = pytest.mark.parametrize(("name", "profile", "variant"), RECIPES, ids=["-".join(key) for key in RECIPES])
+each_prerequisite = pytest.mark.parametrize(
+    ("name", "profile", "variant"), PREREQUISITES, ids=["-".join(key) for key in PREREQUISITES]
+)
 each_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
@@ -58,7 +85,8 @@ def _index_line(name: str, definition: dict[str, Any]) -> str:
     for profile, own in definition["profiles"].items():
         ((unit, amount),) = own["budget"].items()
         size = f"{len(_variants(definition, profile))} x {len(own['seeds'])}"
-        sizes.append(f"{profile}: {size}, {amount} {unit}")
+        shown = flops(amount).replace("\u00a0", " ") if unit == "flops" else f"{amount} {unit}"
+        sizes.append(f"{profile}: {size}, {shown}")
     question = " ".join(definition["question"].split())
     return f"| [{name}]({name}/experiment.yaml) | {question} | {'; '.join(sizes)} | {definition['status']} |"
 
@@ -87,7 +115,7 @@ def test_a_question_and_no_recipe_too_many(name):
     assert definition["name"] == name
     assert definition["question"].strip().endswith("?")
     there = {path for path in (TREE / name).glob("*/*.yaml") if path.parent.name != "judges"}
-    assert there == {path for key, path in RECIPES.items() if key[0] == name}
+    assert there == {path for key, path in (RECIPES | PREREQUISITES).items() if key[0] == name}
 
 
 @each_experiment
@@ -98,17 +126,27 @@ def test_variants_differ_in_what_they_declare(name):
     for profile in definition["profiles"]:
         for variant in _variants(definition, profile):
             entry = definition["variants"][variant] or {}
-            other = entry.get("compares_to", definition["baseline"])
-            one, base = _read(RECIPES[name, profile, variant]), _read(RECIPES[name, profile, other])
-            differing = {key for key in {*one, *base} - FREE if one.get(key) != base.get(key)}
-            assert differing <= set(entry.get("changes", [])), f"{profile}/{variant}"
-            assert differing or variant == definition["baseline"], f"{profile}/{variant} is {other}"
-            seen[variant] |= differing
+            for stem in _phases(definition, variant):
+                like = stem.rpartition(".")[2]  # a phase with the name of a variant is like that one
+                named = like != variant and like in definition["variants"]
+                other = like if named else entry.get("compares_to", definition["baseline"])
+                one, base = _read(RECIPES[name, profile, stem]), _read(RECIPES[name, profile, other])
+                differing = {key for key in {*one, *base} - FREE if one.get(key) != base.get(key)}
+                assert differing <= set(entry.get("changes", [])), f"{profile}/{stem}"
+                assert differing or variant == definition["baseline"], f"{profile}/{stem} is {other}"
+                seen[variant] |= differing
     assert seen == {variant: set((entry or {}).get("changes", [])) for variant, entry in definition["variants"].items()}
 
 
+@pytest.fixture
+def with_vllm(tmp_path, monkeypatch):
+    """A machine that has vLLM, for the recipes that want it: nothing of it is called."""
+    (tmp_path / "vllm.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
 @each_recipe
-def test_recipe_is_good(name, profile, variant, host_keys):
+def test_recipe_is_good(name, profile, variant, host_keys, with_vllm):
     recipe = _read(RECIPES[name, profile, variant])
     own = EXPERIMENTS[name]["profiles"][profile]
     gpus = own["resources"]["gpus"]
@@ -119,9 +157,50 @@ def test_recipe_is_good(name, profile, variant, host_keys):
     assert not any(str(value).startswith(("/", "~")) for value in recipe.values())
 
 
+@each_prerequisite
+def test_what_is_trained_first_is_a_reward_model(name, profile, variant, host_keys):
+    recipe, definition = _read(PREREQUISITES[name, profile, variant]), EXPERIMENTS[name]
+    assert recipe["stage"] == "rm"
+    assert set(recipe) <= set(host_keys)
+    assert recipe["output_dir"] == f"runs/{name}/{variant}"
+    runs = [_read(RECIPES[key]) for key in RECIPES if key[:2] == (name, profile)]
+    for key in ("model_name_or_path", "template", "default_system", "lora_rank", "lora_target", "cutoff_len"):
+        assert {run.get(key) for run in runs} == {recipe.get(key)}, key
+    used = [run for run in runs if run.get("reward_model") == recipe["output_dir"]]
+    answers = definition["profiles"][profile]["evaluation"]["answers"]
+    assert (variant == answers["reward"]) == bool(used)
+    assert used or variant == answers["judge"]
+    if variant == answers["judge"]:
+        assert not set(recipe["dataset"].split(",")) & {data for run in runs for data in run["dataset"].split(",")}
+
+
+def test_strategies_share_what_they_are_compared_in():
+    """Rollouts of all of them are the same, the budget's halves add up, and both halves know each other's output."""
+    for profile in ("cpu", "gpu"):
+        recipes = {
+            key[2]: _read(path) for key, path in RECIPES.items() if key[:2] == ("ledpo_rlhf_combination", profile)
+        }
+        rolled = [recipe for recipe in recipes.values() if recipe["stage"] != "ledpo"]
+        for key in ("max_new_tokens", "ppo_epochs", "ppo_buffer_size", "kl_coef", "reward_model", "rollout_backend"):
+            assert len({recipe.get(key) for recipe in rolled}) == 1, key
+        for key in ("dataset", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
+            assert len({recipe.get(key) for recipe in recipes.values()}) == 1, key
+        first, second = recipes["sequential.ledpo"], recipes["sequential.ppo"]
+        assert second["adapter_name_or_path"] == second["beta_head_path"] == first["output_dir"]
+        pairs, steps = map(int, recipes["alternating"]["alternate_schedule"].split(":"))
+        assert pairs == steps
+        assert steps % (second["ppo_epochs"] * second["ppo_buffer_size"]) == 0
+
+
 @each_recipe
 def test_max_steps_is_the_budget(name, profile, variant):
     recipe, own = _read(RECIPES[name, profile, variant]), EXPERIMENTS[name]["profiles"][profile]
+    if "flops" in own["budget"]:
+        share = _of_variants(EXPERIMENTS[name], profile)[variant]
+        assert recipe["budget_flops"] == own["budget"]["flops"] * share
+        assert recipe["max_steps"] == UNENDING
+        assert set(own["checkpoint_steps"]) == set(_of_variants(EXPERIMENTS[name], profile))
+        return
     rows = recipe["per_device_train_batch_size"] * recipe.get("gradient_accumulation_steps", 1)
     rows *= max(1, own["resources"]["gpus"])
     answers = 2 if recipe["stage"] == "ledpo_kto" else 1
@@ -153,8 +232,9 @@ def test_header_says_how_the_recipe_is_run(name, profile, variant):
 def test_gpu_data_sets_are_registered(name):
     known = json.loads((TREE / "data" / "dataset_info.json").read_text(encoding="utf-8"))
     definition = EXPERIMENTS[name]
-    for variant in _variants(definition, "gpu"):
-        recipe = _read(RECIPES[name, "gpu", variant])
+    files = {key[2]: path for key, path in (RECIPES | PREREQUISITES).items() if key[:2] == (name, "gpu")}
+    for variant, path in files.items():
+        recipe = _read(path)
         assert recipe["dataset_dir"] == "yaml_recipes/data"
         kinds = {"dataset": recipe["stage"] != "ledpo_kto", "eval_dataset": True, "sft_dataset": False}
         for key, pairs in kinds.items():
@@ -170,8 +250,10 @@ def test_nothing_is_trained_on_that_is_held_out():
     for name, definition in EXPERIMENTS.items():
         for profile, own in definition["profiles"].items():
             held_out = {*own["evaluation"]["pairs"], *own["evaluation"]["instructions"]}
-            for variant in _variants(definition, profile):
-                recipe = _read(RECIPES[name, profile, variant])
+            held_out |= {own["evaluation"]["answers"]["prompts"]} if "answers" in own["evaluation"] else set()
+            files = {key[2]: path for key, path in (RECIPES | PREREQUISITES).items() if key[:2] == (name, profile)}
+            for variant, path in files.items():
+                recipe = _read(path)
                 trained = {*recipe["dataset"].split(","), *recipe.get("sft_dataset", "").split(",")}
                 assert not trained & held_out, f"{name}/{profile}/{variant}"
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .collected import Collected, Run, number
+from .merging import PHASE
 from .stats import censored_median, first_reached, mean_interval, spikes, variation
 
 MOST_POINTS = 120  # of a training curve; more are averaged in bins
@@ -28,6 +29,13 @@ def curve_metrics(found: Collected) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def drawn_metrics(found: Collected) -> list[str]:
+    """Return the metrics of drawn answers whose curves are shown."""
+    answers = found.evaluation.get("answers") or {}
+    names = [f"{role}/{short}" for role, short in (("reward", "score"), ("judge", "win_rate")) if answers.get(role)]
+    return [*names, "answers/kl", "answers/entropy"] if answers else []
+
+
 def points(found: Collected, run: Run, metric: str) -> list[dict[str, float]]:
     """Return a run's measurements in order, the untrained model first: step, flops, value."""
     base = found.bases.get(str(run.result.get("base")))
@@ -44,7 +52,8 @@ def points(found: Collected, run: Run, metric: str) -> list[dict[str, float]]:
 def curves(found: Collected) -> dict[str, Any]:
     """Return per metric and variant the mean, least and greatest value over seeds at each measurement and step."""
     measured = {
-        metric: {name: _measured(found, name, metric) for name in found.variants} for metric in curve_metrics(found)
+        metric: {name: _measured(found, name, metric) for name in found.variants}
+        for metric in dict.fromkeys([*curve_metrics(found), *drawn_metrics(found)])
     }
     logged = (
         "loss",
@@ -60,7 +69,7 @@ def curves(found: Collected) -> dict[str, Any]:
         key: {name: curve for name in found.variants if (curve := _logged(found.finished(name), key))["step"]}
         for key in logged
     }
-    return {"measured": measured, "training": training}
+    return {"measured": measured, "training": training, "drawn": drawn_metrics(found)}
 
 
 def convergence(found: Collected) -> dict[str, Any] | None:
@@ -99,7 +108,7 @@ def _stability(found: Collected, variant: str, shift: str) -> dict[str, Any]:
     per_run = []
     for run in runs:
         losses, norms = (_series(run, key)[1] for key in ("loss", "grad_norm"))
-        spiked, judged = spikes(losses)
+        spiked, judged = _spikes(run)
         shifts = [row["value"] for row in points(found, run, shift)]
         if shifts and not (found.bases.get(str(run.result.get("base")))):
             shifts = [0.0, *shifts]  # no shift from itself: true of every model before training
@@ -107,7 +116,7 @@ def _stability(found: Collected, variant: str, shift: str) -> dict[str, Any]:
         per_run.append(
             {
                 "seed": run.seed,
-                "spikes": [_series(run, "loss")[0][index] for index in spiked],
+                "spikes": spiked,
                 "judged": judged,
                 "not_finite": sum(not math.isfinite(value) for value in [*losses, *norms]),
                 "gradient_variation": variation(norms),
@@ -129,6 +138,19 @@ def _stability(found: Collected, variant: str, shift: str) -> dict[str, Any]:
         "fell": sum(row["fell"] for row in per_run),
         "checkpoints": sum(row["checkpoints"] for row in per_run),
     }
+
+
+def _spikes(run: Run) -> tuple[list[int], int]:
+    """Return the steps whose loss spiked, and how many were judged; losses of different kinds are judged apart."""
+    rows = [row for row in run.result.get("training") or () if "loss" in row and "step" in row]
+    found: list[int] = []
+    judged = 0
+    for kind in dict.fromkeys(row.get(PHASE) for row in rows):
+        own = [row for row in rows if row.get(PHASE) == kind]
+        places, count = spikes([number(row["loss"]) for row in own])
+        found += [int(own[place]["step"]) for place in places]
+        judged += count
+    return sorted(found), judged
 
 
 def beta_summary(found: Collected) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ledpo_plugin.stages import STAGES
 
 UNITS = ("steps", "examples", "tokens", "flops")
 COUNTED = ("steps", "examples")  # units from which the number of steps follows before training
+OF_ROLLOUTS = ("steps", "flops")  # units that mean something where answers are generated
 UNENDING = 1_000_000_000  # max_steps where a budget of tokens or operations ends training
 
 
@@ -24,6 +25,10 @@ class Budget:
 
     unit: str
     amount: float
+
+    def part(self, share: float) -> "Budget":
+        """Return a share of it."""
+        return self if share == 1 else Budget(self.unit, float(Fraction(str(self.amount)) * Fraction(str(share))))
 
 
 class BudgetProblem(ValueError):
@@ -63,8 +68,12 @@ def steps_of(budget: Budget, recipe: Mapping[str, Any], processes: int = 1) -> i
     """Return the optimizer steps that use up a budget; None where only training can tell.
 
     Raises:
-        BudgetProblem: the budget is no whole number of this recipe's steps.
+        BudgetProblem: the budget is no whole number of this recipe's steps, or has no meaning for its stage.
     """
+    stage = STAGES.get(recipe.get("stage"))
+    if stage is not None and stage.rollouts and budget.unit not in OF_ROLLOUTS:
+        why = f"a stage that trains on its own answers cannot be compared with others at equal {budget.unit}"
+        raise BudgetProblem("stage", stage.name, why, "budget flops, which count generation and rewards, too")
     if budget.unit not in COUNTED:
         return None
     a_step = Fraction(1) if budget.unit == "steps" else examples_a_step(recipe, processes)

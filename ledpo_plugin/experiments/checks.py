@@ -10,7 +10,8 @@ from ledpo_plugin._recipe_problem import Problem, unknown
 from ledpo_plugin.recipe import check_recipe, is_plugin_recipe, resolve_recipe
 
 from .budget import Budget, BudgetProblem, budget_keys, steps_of
-from .definition import Variant
+from .definition import Phase, Prerequisite, Variant
+from .links import named_in, place_of
 from .problems import Found
 
 FREE_KEYS = ("output_dir",)  # differ between the recipes of any two variants
@@ -18,23 +19,43 @@ FREE_KEYS = ("output_dir",)  # differ between the recipes of any two variants
 
 def check_recipes(
     variants: Sequence[Variant],
+    prerequisites: Sequence[Prerequisite],
     host_keys: Mapping[str, Any],
     environ: Mapping[str, str],
     with_files: bool,
     found: Found,
 ) -> None:
-    """Check every variant's recipe by itself."""
+    """Check every recipe of every variant by itself; what earlier trainings will leave need not be there yet."""
+    needed = [place_of(one.recipe) for one in prerequisites]
     for variant in variants:
-        if not variant.recipe:
-            continue
-        if not is_plugin_recipe(variant.recipe):
-            why = "an experiment compares LEDPO stages: only they say what they use and keep to budgets"
-            found.say(f"{variant.path} stage", variant.recipe.get("stage"), why, "use the LEDPO stage of the same loss")
-            continue
-        for one in check_recipe(variant.recipe, host_keys, environ, with_files=with_files):
-            found.problems.append(Problem(f"{variant.path} {one.key}", one.value, one.message))
-        if variant.recipe.get("do_train") is not True:
-            found.say(f"{variant.path} do_train", variant.recipe.get("do_train"), "it trains nothing", "set it to true")
+        places = list(needed)
+        for phase in variant.phases:
+            if phase.recipe:
+                _check_recipe(phase, places, host_keys, environ, with_files, found)
+            places.append(place_of(phase.recipe))
+
+
+def _check_recipe(
+    phase: Phase,
+    places: Sequence[str],
+    host_keys: Mapping[str, Any],
+    environ: Mapping[str, str],
+    with_files: bool,
+    found: Found,
+) -> None:
+    recipe, path = phase.recipe, phase.path
+    if not is_plugin_recipe(recipe):
+        why = "an experiment compares LEDPO stages: only they say what they use and keep to budgets"
+        found.say(f"{path} stage", recipe.get("stage"), why, "use the LEDPO stage of the same loss")
+        return
+    later = {key for place in places if place for key in named_in(recipe, place)}
+    problems = check_recipe(recipe, host_keys, environ, with_files=with_files and not later)
+    if with_files and later:
+        there = check_recipe(recipe, host_keys, environ, with_files=True)
+        problems += [one for one in there if one not in problems and one.key not in later]
+    found.problems += [Problem(f"{path} {one.key}", one.value, one.message) for one in problems]
+    if recipe.get("do_train") is not True:
+        found.say(f"{path} do_train", recipe.get("do_train"), "it trains nothing", "set it to true")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -47,26 +68,46 @@ def check_differences(variants: Sequence[Variant], baseline: Any, found: Found) 
     """Check that recipes differ only where the experiment says so, and that no two are alike."""
     by_name = {variant.name: variant for variant in variants}
     for variant in variants:
-        other = by_name.get(variant.compares_to)
         if variant.compares_to == variant.name:
             found.say(f"variants.{variant.name}.compares_to", variant.name, "it is itself", "name another variant")
-        elif other is not None and variant.recipe and other.recipe:
-            undeclared = [key for key in differences(variant.recipe, other.recipe) if key not in variant.changes]
-            for key in undeclared:
-                why = (
-                    f"{other.path.name} has {other.recipe.get(key)!r}, and variants.{variant.name}.changes does not "
-                    f"declare the difference"
-                )
-                fix = f"give both the same value, or add {key} to variants.{variant.name}.changes"
-                found.say(f"{variant.path} {key}", variant.recipe.get(key), why, fix)
+            continue
+        for phase in variant.phases:
+            _check_declared(variant, phase, like(variant, phase, by_name), found)
     for place, variant in enumerate(variants):
         for earlier in variants[:place]:
-            if variant.recipe and not differences(_resolved(variant.recipe), _resolved(earlier.recipe)):
+            if variant.recipe and _all_alike(variant, earlier):
                 why = f"it trains the same as variant {earlier.name}"
                 found.say(f"variants.{variant.name}", str(variant.path), why, "change it, or leave one of the two out")
     if baseline in by_name and by_name[baseline].changes:
         why = "the baseline is what the others are compared to, and changes nothing"
         found.say(f"variants.{baseline}.changes", list(by_name[baseline].changes), why, "remove it")
+
+
+def like(variant: Variant, phase: Phase, by_name: Mapping[str, Variant]) -> Phase | None:
+    """Return the recipe that a phase is to be like: of the variant that it has its name from, else of the other one."""
+    other = by_name.get(phase.name) or by_name.get(variant.compares_to)
+    return other.phases[0] if other is not None and other.name != variant.name else None
+
+
+def _check_declared(variant: Variant, phase: Phase, other: Phase | None, found: Found) -> None:
+    if other is None or not phase.recipe or not other.recipe:
+        return
+    for key in differences(phase.recipe, other.recipe):
+        if key not in variant.changes:
+            why = (
+                f"{other.path.name} has {other.recipe.get(key)!r}, and variants.{variant.name}.changes does not "
+                f"declare the difference"
+            )
+            fix = f"give both the same value, or add {key} to variants.{variant.name}.changes"
+            found.say(f"{phase.path} {key}", phase.recipe.get(key), why, fix)
+
+
+def _all_alike(one: Variant, other: Variant) -> bool:
+    """Whether two variants train the same."""
+    if len(one.phases) != len(other.phases):
+        return False
+    pairs = zip(one.phases, other.phases, strict=True)
+    return not any(differences(_resolved(a.recipe), _resolved(b.recipe)) for a, b in pairs)
 
 
 def _resolved(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,32 +119,36 @@ def _resolved(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_budget(variants: Sequence[Variant], budget: Budget, parts: int | None, processes: int, found: Found) -> None:
-    """Check that every recipe meets the budget exactly and says so itself."""
-    for variant in variants:
-        if not variant.recipe:
-            continue
-        try:
-            wanted = budget_keys(budget, variant.recipe, processes)
-            steps = steps_of(budget, variant.recipe, processes)
-        except BudgetProblem as error:
-            key, value, why, fix = error.args
-            found.say(f"{variant.path} {key}", value, why, fix)
-            continue
-        for key, value in wanted.items():
-            if variant.recipe.get(key) != value:
-                why = f"the budget of {budget.amount:g} {budget.unit} is {key}: {value:g} for this recipe"
-                found.say(f"{variant.path} {key}", variant.recipe.get(key), why, f"set {key}: {value:g}")
-        for key in ("budget_tokens", "budget_flops"):
-            if key not in wanted and variant.recipe.get(key) is not None:
-                why = f"the experiment's budget is one of {budget.unit}"
-                found.say(f"{variant.path} {key}", variant.recipe[key], why, f"remove {key}")
-        if budget.unit == "examples" and variant.recipe.get("dataloader_drop_last") is not True:
-            why = "the last step of an epoch may be smaller than the others, and the budget would not be met"
-            place, value = f"{variant.path} dataloader_drop_last", variant.recipe.get("dataloader_drop_last")
-            found.say(place, value, why, "set dataloader_drop_last: true")
-        if steps is not None and parts is not None and steps % parts:
-            why = f"{steps} steps cannot be cut into {parts} equal parts"
-            found.say("checkpoints", parts, f"of {variant.path.name}, {why}", "choose a divisor of the steps")
+    """Check that every recipe meets its share of the budget exactly and says so itself."""
+    for phase in (phase for variant in variants for phase in variant.phases):
+        if phase.recipe:
+            _check_budget(phase, budget.part(phase.share), parts, processes, found)
+
+
+def _check_budget(phase: Phase, budget: Budget, parts: int | None, processes: int, found: Found) -> None:
+    recipe, path = phase.recipe, phase.path
+    try:
+        wanted = budget_keys(budget, recipe, processes)
+        steps = steps_of(budget, recipe, processes)
+    except BudgetProblem as error:
+        key, value, why, fix = error.args
+        found.say(f"{path} {key}", value, why, fix)
+        return
+    for key, value in wanted.items():
+        if recipe.get(key) != value:
+            why = f"the budget of {budget.amount:g} {budget.unit} is {key}: {value:g} for this recipe"
+            found.say(f"{path} {key}", recipe.get(key), why, f"set {key}: {value:g}")
+    for key in ("budget_tokens", "budget_flops"):
+        if key not in wanted and recipe.get(key) is not None:
+            why = f"the experiment's budget is one of {budget.unit}"
+            found.say(f"{path} {key}", recipe[key], why, f"remove {key}")
+    if budget.unit == "examples" and recipe.get("dataloader_drop_last") is not True:
+        why = "the last step of an epoch may be smaller than the others, and the budget would not be met"
+        place, value = f"{path} dataloader_drop_last", recipe.get("dataloader_drop_last")
+        found.say(place, value, why, "set dataloader_drop_last: true")
+    if steps is not None and parts is not None and steps % parts:
+        why = f"{steps} steps cannot be cut into {parts} equal parts"
+        found.say("checkpoints", parts, f"of {path.name}, {why}", "choose a divisor of the steps")
 
 
 def check_data(
@@ -143,9 +188,10 @@ def held_out(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         names = evaluation.get(kind)
         for name in names if isinstance(names, list) else ():
             yield kind, name
-    generations = evaluation.get("generations")
-    if isinstance(generations, Mapping) and isinstance(generations.get("prompts"), str):
-        yield "generations.prompts", generations["prompts"]
+    for kind in ("generations", "answers"):
+        part = evaluation.get(kind)
+        if isinstance(part, Mapping) and isinstance(part.get("prompts"), str):
+            yield f"{kind}.prompts", part["prompts"]
 
 
 def read_registry(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The results folder of an experiment, read: which runs there are, what they measured, and the untrained models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,15 @@ class Run:
         """Return the columns [N] of the last measurement of a data set; None if it was not measured.
 
         Args:
-            kind: `pairs` or `instructions`.
-            dataset: its name.
+            kind: `pairs` or `instructions`, or `scores` of drawn answers.
+            dataset: its name; of scores, who gave them.
         """
         return newest_columns(self.folder / "measures", f"{kind}/{dataset}.json")
 
     def generations(self) -> list[Mapping[str, Any]]:
-        """Return the rows of the last generations: prompt, output, tokens, ended."""
-        return _rows(_newest(self.folder / "measures", "generations.json"))
+        """Return the rows of the last generations: prompt, output, tokens, ended; drawn answers where none are."""
+        measures = self.folder / "measures"
+        return _rows(_newest(measures, "generations.json")) or _rows(_newest(measures, "answers.json"))
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,14 @@ class Base:
     metrics: Mapping[str, float]
     provenance: Mapping[str, Any]
 
+    def items(self, kind: str, dataset: str) -> dict[str, np.ndarray] | None:
+        """Return the columns [N] of a measurement, as of a run."""
+        return _columns(next(iter(sorted(self.folder.rglob(f"{kind}/{dataset}.json"))), None))
+
     def generations(self) -> list[Mapping[str, Any]]:
-        """Return the rows of its generations: prompt, output, tokens, ended."""
-        return _rows(next(iter(sorted(self.folder.rglob("generations.json"))), None))
+        """Return the rows of its generations: prompt, output, tokens, ended; drawn answers where there are none."""
+        files = [next(iter(sorted(self.folder.rglob(name))), None) for name in ("generations.json", "answers.json")]
+        return _rows(files[0]) or _rows(files[1])
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Collected:
     definition: Mapping[str, Any]
     runs: tuple[Run, ...]
     bases: Mapping[str, Base]
+    prerequisites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what each left: its result
 
     @property
     def profile(self) -> Mapping[str, Any]:
@@ -126,13 +133,34 @@ class Collected:
         found = kept.get(variant) if isinstance(kept, Mapping) else None
         return without_secrets(found) if isinstance(found, Mapping) else None
 
+    def phases(self, variant: str) -> list[Mapping[str, Any]]:
+        """Return the trainings of a variant that has several, as its first finished run says them; else nothing."""
+        return next((list(run.result.get("phases") or ()) for run in self.finished(variant)), [])
+
+    def recipes(self, variant: str) -> list[tuple[str, dict[str, Any], Mapping[str, Any]]]:
+        """Return name, recipe and values that were filled in of every training of a variant; the name may be empty."""
+        phases = self.phases(variant)
+        if phases:
+            return [(one["name"], without_secrets(one["recipe"]), one.get("resolved") or {}) for one in phases]
+        recipe = self.recipe(variant)
+        return [] if recipe is None else [("", recipe, self.resolved(variant))]
+
+    def names(self, variant: str, place: str) -> bool:
+        """Return whether a variant's trainings name what another one left in a place."""
+        return any(place and place in map(str, recipe.values()) for _, recipe, _ in self.recipes(variant))
+
     def resolved(self, variant: str) -> Mapping[str, Any]:
         """Return the values that the plugin filled in."""
         return next((dict(run.result.get("resolved") or {}) for run in self.finished(variant)), {})
 
     def value(self, variant: str, key: str) -> Any:
-        """Return the value of a key of a variant's recipe, as written or as filled in; None if neither."""
-        return (self.recipe(variant) or {}).get(key, self.resolved(variant).get(key))
+        """Return the value of a key of a variant's recipes, as written or as filled in; None if neither.
+
+        Of several trainings it is the first one's that has the key.
+        """
+        recipes = self.recipes(variant)
+        given = [recipe[key] for _, recipe, _ in recipes if recipe.get(key) is not None]
+        return next(iter([*given, *(added[key] for _, _, added in recipes if added.get(key) is not None)]), None)
 
 
 def collect(results: Path, definition: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> Collected:
@@ -154,7 +182,8 @@ def collect(results: Path, definition: Mapping[str, Any], states: Sequence[Mappi
             name = str(found.get("base", path.parent.name))
             metrics = found.get("metrics") or {}
             bases[name] = Base(name, str(found.get("model", "")), path.parent, metrics, found.get("provenance") or {})
-    return Collected(results, definition, runs, bases)
+    needed = {path.parent.name: found for path in results.glob("prerequisites/*/result.json") if (found := _json(path))}
+    return Collected(results, definition, runs, bases, needed)
 
 
 def number(value: Any) -> float:

@@ -72,9 +72,9 @@ def status(args: argparse.Namespace) -> int:
     for run_, state in zip(found.runs, found.states, strict=True):
         print("  " + line_of(run_, state))
     print(found.summary())
-    for name, state in found.study.items():
+    for name, state in found.further.items():
         error = str(state.get("error") or "").splitlines()
-        print(f"  study: {name:<32} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
+        print(f"  {name:<39} {state['phase']:<12} {error[0][:100] if error else ''}".rstrip())
     return 1 if found.count("failed") else 0
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .collected import Collected, Run, number
+from .metrics import SCORERS
+from .operations import summed
 
 USED = (
     "steps",
@@ -18,6 +20,7 @@ USED = (
     "peak_memory_bytes",
     "generated_tokens",
     "measure_seconds",
+    "measure_tokens",
 )
 COMPARED = ("cpu", "cores", "gpus", "threads")
 
@@ -38,13 +41,50 @@ def budget_summary(found: Collected) -> dict[str, Any]:
     return {"unit": unit, "amount": amount, "variants": rows}
 
 
+SUMMED = ("seconds", "measure_seconds", "flops", "policy_tokens", "reference_tokens_run", "generated_tokens",
+          "measure_tokens")  # fmt: skip
+
+
 def cost_summary(found: Collected) -> dict[str, Any]:
-    """Return sums over all finished runs of each variant."""
-    summed = ("seconds", "measure_seconds", "flops", "policy_tokens", "reference_tokens_run", "generated_tokens")
+    """Return sums over all finished runs of each variant; of operations by kind the mean of a run, where known."""
     rows = {}
     for variant in found.variants:
         runs = found.finished(variant)
-        rows[variant] = {"runs": len(runs), **{key: sum(_used(run, key) or 0.0 for run in runs) for key in summed}}
+        kinds = [(run.result.get("usage") or {}).get("flops_by_kind") for run in runs]
+        total = summed(kinds)
+        rows[variant] = {
+            "runs": len(runs),
+            **{key: sum(_used(run, key) or 0.0 for run in runs) for key in SUMMED},
+            "by_kind": None if total is None else {kind: value / len(runs) for kind, value in total.items()},
+        }
+    return rows
+
+
+def prerequisite_summary(found: Collected) -> list[dict[str, Any]]:
+    """Return what was trained before the runs: what for, on what, how well, and what it cost."""
+    rows = []
+    for name, settings in (found.definition.get("prerequisites") or {}).items():
+        result = found.prerequisites.get(name)
+        if result is None:
+            continue
+        figures = result.get("figures") or {}
+        place = str((result.get("recipe") or {}).get("output_dir") or "")
+        roles = [role for role in SCORERS if (found.evaluation.get("answers") or {}).get(role) == name]
+        rows.append(
+            {
+                "name": name,
+                "label": str((settings or {}).get("label") or name),
+                "note": str((settings or {}).get("note") or ""),
+                "dataset": (result.get("recipe") or {}).get("dataset"),
+                "evaluated_on": (result.get("recipe") or {}).get("eval_dataset"),
+                "roles": roles,
+                "used_by": [variant for variant in found.variants if found.names(variant, place)],
+                "accuracy": figures.get("eval_accuracy"),
+                "train_seconds": figures.get("train_runtime"),
+                "flops": figures.get("total_flos"),
+                "recipe_sha256": result.get("recipe_sha256"),
+            }
+        )
     return rows
 
 
@@ -107,8 +147,14 @@ def _used(run: Run, key: str) -> float | None:
 
 
 def _off(run: Run, used: float, amount: Any) -> bool:
-    """Whether a run's use differs from the budget by more than one of its optimizer steps."""
+    """Whether a run's use differs from the budget by more than one of its optimizer steps.
+
+    Steps differ in size where answers are generated in some of them: then the log says what the last one used.
+    """
     steps = _used(run, "steps")
+    log = [number(row["flops"]) for row in run.result.get("training") or () if row.get("flops") is not None]
+    if (run.result.get("budget") or {}).get("unit") == "flops" and amount and len(log) == steps:
+        return used < float(amount) or (len(log) > 1 and log[-2] >= float(amount))
     return bool(amount) and bool(steps) and abs(used - float(amount)) > used / steps * (1 + 1e-9)
 
 

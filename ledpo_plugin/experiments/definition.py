@@ -11,13 +11,43 @@ FILE = "experiment.yaml"
 
 
 @dataclass(frozen=True)
+class Phase:
+    """One training of a variant: a flat recipe and its share of the variant's budget."""
+
+    name: str  # empty where the variant is one training
+    share: float
+    path: Path
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One of the things that are compared: a flat recipe, and how it differs from another."""
+    """One of the things that are compared: a flat recipe, or several one after the other, and how they differ."""
 
     name: str
     label: str
     changes: tuple[str, ...]  # the only keys that differ from `compares_to`
     compares_to: str | None  # None: of the baseline alone
+    note: str
+    phases: tuple[Phase, ...]  # each goes on from the one before
+
+    @property
+    def path(self) -> Path:
+        """The file of the first training, which starts from what is compared to at the end."""
+        return self.phases[0].path
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe of the first training."""
+        return self.phases[0].recipe
+
+
+@dataclass(frozen=True)
+class Prerequisite:
+    """A training that runs need and that is none of the things compared, such as a reward model; run once."""
+
+    name: str
+    label: str
     note: str
     path: Path
     recipe: Mapping[str, Any]
@@ -50,10 +80,11 @@ class Experiment:
     baseline: str
     profile: str
     variants: tuple[Variant, ...]
+    prerequisites: tuple[Prerequisite, ...]
     seeds: tuple[int, ...]
     budget: Budget
     checkpoints: int | None  # the policy is measured after so many equal parts
-    checkpoint_steps: int | None  # or after every so many steps
+    checkpoint_steps: int | Mapping[str, int] | None  # or after every so many steps, for all recipes or by their names
     resources: Resources
     evaluation: Mapping[str, Any]
     prepare: str | None

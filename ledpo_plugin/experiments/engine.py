@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .budget import steps_of
 from .definition import Experiment
-from .files import tail
+from .files import tail, write_json
 from .launchers import Launcher, Task
 from .measure import base_key
-from .plan import Run
+from .metrics import SCORERS
+from .plan import JOB, TRAIN, Run, prerequisite_folder
 from .progress import Progress
+from .recipes import users_of
 from .store import (
     BASE,
     WORKER_LOG,
@@ -26,6 +27,7 @@ from .store import (
     runs_in,
     state_of,
     write_part,
+    write_recipe,
     write_run,
 )
 
@@ -41,20 +43,35 @@ def base_runs(experiment: Experiment, results: Path, runs: Sequence[Run]) -> dic
     return found
 
 
-def job_of(experiment: Experiment, run: Run) -> dict[str, Any]:
-    """Return what the worker of a run is told beside its recipe."""
-    processes = experiment.resources.processes
+def told_evaluation(experiment: Experiment, results: Path) -> dict[str, Any]:
+    """Return the evaluation as workers are told of it: with the folders of the reward models that score answers."""
+    answers = experiment.evaluation.get("answers")
+    if not answers:
+        return dict(experiment.evaluation)
+    folders = {role: str(prerequisite_folder(results, answers[role]) / TRAIN) for role in SCORERS if answers.get(role)}
+    return {**experiment.evaluation, "answers": {**answers, "scorers": folders}}
+
+
+def job_of(experiment: Experiment, run: Run, results: Path) -> dict[str, Any]:
+    """Return what the worker of a run is told beside its recipes."""
+    base = base_key(run.recipe, experiment.evaluation)
+    steps = [training.steps for training in run.trainings]
     return {
         "kind": "run",
         "experiment": experiment.name,
         "profile": experiment.profile,
         "variant": run.variant,
         "seed": run.seed,
-        "base": base_key(run.recipe, experiment.evaluation),
+        "base": base,
+        "base_folder": str(results / BASE / base) if experiment.evaluation.get("answers") else None,
         "budget": asdict(experiment.budget),
-        "steps": steps_of(experiment.budget, run.recipe, processes),
-        "evaluation": dict(experiment.evaluation),
-        "processes": processes,
+        "steps": None if None in steps else sum(steps),
+        "trainings": [
+            {"name": training.name, "budget": asdict(training.budget), "steps": training.steps}
+            for training in run.trainings
+        ],
+        "evaluation": told_evaluation(experiment, results),
+        "processes": experiment.resources.processes,
         "keep_checkpoints": experiment.keep_checkpoints,
         "cwd": str(Path.cwd()),
     }
@@ -81,21 +98,46 @@ def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launche
     bases = base_runs(experiment, results, runs)
     open_bases = {f"untrained model {name}": run for name, run in bases.items() if not is_finished(run.folder)}
     open_runs = {run.name: run for run in runs if not is_finished(run.folder)}
+    told = {"kind": "base", "evaluation": told_evaluation(experiment, results), "cwd": str(Path.cwd())}
     for run in open_bases.values():
-        write_run(run, {"kind": "base", "evaluation": dict(experiment.evaluation), "cwd": str(Path.cwd())})
+        write_run(run, told)
     for run in open_runs.values():
-        write_run(run, job_of(experiment, run))
-    tasks = [Task(name, run.folder, experiment.resources) for name, run in (open_bases | open_runs).items()]
+        write_run(run, job_of(experiment, run, results))
+    needed = _prerequisites(experiment, results, runs)
     progress = Progress(runs, launcher.slots, experiment.seconds_per_run)
     kept = len(runs) - len(open_runs)
+    tasks = len(open_bases) + len(open_runs)
     progress.note(
-        f"{results}: {len(runs)} runs, {kept} finished before; up to {min(launcher.slots, max(1, len(tasks)))} "
-        f"side by side."
+        f"{results}: {len(runs)} runs, {kept} finished before; up to {min(launcher.slots, max(1, tasks))} side by side."
     )
-    done = _finish(experiment, results, tasks, launcher, progress)
+    first, then = dict(needed), {name: run.folder for name, run in (open_bases | open_runs).items()}
+    stages = [first, then]
+    if experiment.evaluation.get("answers"):  # the start's answers are what those of runs are compared with
+        stages = [first, *({name: run.folder for name, run in part.items()} for part in (open_bases, open_runs))]
+    done = True
+    for stage in stages:
+        own = [Task(name, folder, experiment.resources) for name, folder in stage.items()]
+        done = (not own or _finish(experiment, results, own, launcher, progress)) and done
     if experiment.study is not None:
         done = _study(experiment, results, launcher, progress) and done
     return done
+
+
+def _prerequisites(experiment: Experiment, results: Path, runs: Sequence[Run]) -> dict[str, Path]:
+    """Write what the runs, or their measuring, need first and is not there; return name -> folder of it."""
+    scored = [name for role, name in (experiment.evaluation.get("answers") or {}).items() if role in SCORERS]
+    variants = [experiment.variant(name) for name in dict.fromkeys(run.variant for run in runs)]
+    found = {}
+    for one in experiment.prerequisites:
+        folder = prerequisite_folder(results, one.name)
+        if is_finished(folder) or not (one.name in scored or users_of(one, variants)):
+            continue
+        recipe = {**one.recipe, "output_dir": str(folder / TRAIN), "overwrite_output_dir": True, "save_strategy": "no"}
+        write_recipe(folder, recipe)
+        told = {"kind": "prerequisite", "name": one.name, "processes": experiment.resources.processes}
+        write_json(folder / JOB, {**told, "cwd": str(Path.cwd())})
+        found[f"{one.name} (needed first)"] = folder
+    return found
 
 
 def _study(experiment: Experiment, results: Path, launcher: Launcher, progress: Progress) -> bool:

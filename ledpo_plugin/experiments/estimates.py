@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .budget import steps_of
 from .definition import Experiment
 from .files import read_json
 from .plan import Run
@@ -49,7 +48,8 @@ def estimate(experiment: Experiment, run: Run) -> dict[str, Any]:
             "measured": True,
         }
     processes, budget = experiment.resources.processes, experiment.budget
-    steps = steps_of(budget, run.recipe, processes)
+    of_each = [training.steps for training in run.trainings]
+    steps = None if None in of_each else sum(of_each)
     rows = run.recipe.get("per_device_train_batch_size", 8) * run.recipe.get("gradient_accumulation_steps", 1)
     tokens = budget.amount if budget.unit == "tokens" else None
     if steps is not None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
+
+from ledpo_plugin.logps import IGNORE
 
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -34,13 +36,61 @@ def greedy(
     Returns:
         A row a prompt: `ids`, without what ended the answer, and `ended`, whether it ended by itself.
     """
+    return _answers(model, prompts, stops, pad_id, max_new_tokens, batch_size, None)
+
+
+def drawn(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    stops: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Return an answer to every prompt drawn from the model's own distribution: temperature 1, nothing cut off.
+
+    A prompt's random stream follows from seed, place and prompt alone: models that hardly differ draw hardly different
+    answers, which makes their comparison sharper.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        prompts: token ids.
+        seed: of the draws.
+        stops: ids that end an answer.
+        pad_id: any id; padded positions are masked.
+        max_new_tokens: where an answer is cut off.
+        batch_size: prompts at a time, in their order.
+
+    Returns:
+        Rows as of `greedy`, with `end`, the id that ended the answer, or None.
+    """
+    from eval_harness.generation.warping import row_seed
+
+    seeds = [row_seed(seed, f"{place} {list(prompt)}") for place, prompt in enumerate(prompts)]
+    return _answers(model, prompts, stops, pad_id, max_new_tokens, batch_size, seeds)
+
+
+def _answers(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    seeds: Sequence[int] | None,
+) -> list[dict[str, Any]]:
+    from eval_harness.generation.warping import Draw
+
     rows = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         ids, mask = left_padded(part, pad_id)
         width = ids.shape[1]
+        noise = [] if seeds is None else [Draw(seeds[start : start + batch_size])]
         config = GenerationConfig(
-            do_sample=False,
+            do_sample=False,  # a draw is made by the noise
             num_beams=1,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(stops),
@@ -49,8 +99,15 @@ def greedy(
         )
         device = model.get_input_embeddings().weight.device
         with no_settings_of_its_own(model):
-            found = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
-        rows += [cut_at_stop(new.tolist(), frozenset(stops)) for new in found[:, width:]]
+            found = model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList(noise),
+            )
+        for new in found[:, width:].tolist():
+            row = cut_at_stop(new, frozenset(stops))
+            rows.append(row if seeds is None else {**row, "end": new[len(row["ids"])] if row["ended"] else None})
     return rows
 
 
@@ -63,6 +120,22 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Te
         ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, width - len(prompt) :] = 1
     return ids, mask
+
+
+def rows_with_labels(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, torch.Tensor]:
+    """Return prompts with answers as `input_ids`, `labels` and `attention_mask`, `[B, T]`, padded on the right."""
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.full((len(prompts), width), pad_id)
+    labels = torch.full((len(prompts), width), IGNORE)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : end] = torch.tensor(list(answer))
+        mask[row, :end] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
 def cut_at_stop(ids: list[int], stops: frozenset[int]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def of_pairs(columns: Columns) -> dict[str, float]:
     return _defined(found)
 
 
-def _win(difference: np.ndarray) -> np.ndarray:
+def won(difference: np.ndarray) -> np.ndarray:
     """Return 1 [N] where it is positive, one half where it is 0, else 0; nan where it is not finite."""
     return np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), np.nan)
 
@@ -40,9 +40,9 @@ def _shift(columns: Mapping[str, np.ndarray], side: str) -> np.ndarray:
 # Metric -> its value for each pair [N], from the columns [N] that `of_pairs` takes; the metric is their mean.
 OF_EACH_PAIR: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = MappingProxyType(
     {
-        "accuracy": lambda columns: _win(columns["margin"]),
+        "accuracy": lambda columns: won(columns["margin"]),
         "margin": lambda columns: columns["margin"],
-        "logp_accuracy": lambda columns: _win(_per_token(columns, "chosen") - _per_token(columns, "rejected")),
+        "logp_accuracy": lambda columns: won(_per_token(columns, "chosen") - _per_token(columns, "rejected")),
         "chosen_shift": lambda columns: _shift(columns, "chosen"),
         "rejected_shift": lambda columns: _shift(columns, "rejected"),
     }
@@ -90,6 +90,30 @@ def of_generations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if repeated:
         found["repetition"] = float(np.mean(repeated))
     return found
+
+
+def of_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the metrics of answers that a model drew itself.
+
+    Args:
+        rows: each with `ids`, `ended`, `logps` and `start_logps` (nats, summed) and `entropy` (nats, mean).
+    """
+    tokens = [token for row in rows for token in row["ids"]]
+    lengths = np.array([len(row["ids"]) + bool(row["ended"]) for row in rows], dtype=np.float64)
+    entropy = np.array([row["entropy"] for row in rows], dtype=np.float64)
+    found = {
+        "kl": float(np.mean([row["logps"] - row["start_logps"] for row in rows])),
+        "entropy": float((entropy * lengths).sum() / lengths.sum()),
+    }
+    if tokens:
+        found["distinct1"] = len(set(tokens)) / len(tokens)
+    return _defined({**found, **of_generations(rows)})
+
+
+def of_scores(scores: Sequence[float], start: Sequence[float]) -> dict[str, float]:
+    """Return the metrics of what a reward model says of drawn answers, and of the start's to the same prompts."""
+    ours, theirs = (np.asarray(values, dtype=np.float64) for values in (scores, start))
+    return _defined({"score": ours.mean(), "win_rate": won(ours - theirs).mean()})
 
 
 def _grams(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:

@@ -34,11 +34,40 @@ OF_GENERATIONS: Mapping[str, str] = MappingProxyType(
 )
 
 
+OF_ANSWERS: Mapping[str, str] = MappingProxyType(
+    {
+        "kl": "KL from the start: mean over answers that the policy drew itself of its log p less that of the start, "
+        "the answer's end included (Monte Carlo, estimator k1; nats an answer)",
+        "entropy": "entropy of the policy's next token, mean over the tokens of its drawn answers (nats a token)",
+        "distinct1": "distinct tokens as a share of all tokens of the answers",
+        **OF_GENERATIONS,
+    }
+)
+# Who scores the drawn answers: the evaluation's key, and what it is.
+SCORERS: Mapping[str, str] = MappingProxyType(
+    {
+        "reward": "the reward model that the runs of rollouts were trained by",
+        "judge": "a reward model that no run was trained by, from pairs that no run trained on",
+    }
+)
+OF_SCORES: Mapping[str, str] = MappingProxyType(
+    {
+        "score": "mean score of the drawn answers",
+        "win_rate": "share of held-out prompts whose drawn answer scores above the start's; a tie counts one half",
+    }
+)
+
+
 def known_metrics(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the name of every metric that an evaluation gives."""
     names = [f"{data}/{metric}" for data in _names(evaluation, "pairs") for metric in OF_PAIRS]
     names += [f"{data}/{metric}" for data in _names(evaluation, "instructions") for metric in OF_INSTRUCTIONS]
-    return names + ([f"gen/{metric}" for metric in OF_GENERATIONS] if evaluation.get("generations") else [])
+    names += [f"gen/{metric}" for metric in OF_GENERATIONS] if evaluation.get("generations") else []
+    answers = evaluation.get("answers")
+    if isinstance(answers, Mapping):
+        names += [f"answers/{metric}" for metric in OF_ANSWERS]
+        names += [f"{role}/{metric}" for role in SCORERS if answers.get(role) for metric in OF_SCORES]
+    return names
 
 
 def _names(evaluation: Mapping[str, Any], key: str) -> Sequence[str]:

@@ -11,7 +11,7 @@ from .background import AtWork, at_work
 from .definition import FILE, read_yaml
 from .plan import TRAIN, Run, results_folder
 from .progress import summary, time_left
-from .store import BACKGROUND, EXPERIMENT, ResultsError, read_results, runs_in, state_of, study_states
+from .store import BACKGROUND, EXPERIMENT, ResultsError, further_states, read_results, runs_in, state_of
 
 AT_WORK = ("training", "measuring")
 DEPTH, AT_MOST = 3, 20_000  # levels below a folder, and folders in all, that are searched for experiments
@@ -25,7 +25,7 @@ class Overview:
     definition: Mapping[str, Any]
     runs: tuple[Run, ...]
     states: tuple[Mapping[str, Any], ...]  # of the runs, in their order; see `store.state_of`
-    study: Mapping[str, Mapping[str, Any]]  # part of the study -> its state
+    further: Mapping[str, Mapping[str, Any]]  # what runs need first, and parts of the study; see `further_states`
 
     @property
     def title(self) -> str:
@@ -36,13 +36,13 @@ class Overview:
         return str(self.definition.get("profile_name"))
 
     def count(self, phase: str) -> int:
-        """Return how many runs and parts of the study are in a phase."""
-        return sum(state["phase"] == phase for state in (*self.states, *self.study.values()))
+        """Return how many runs and further parts are in a phase."""
+        return sum(state["phase"] == phase for state in (*self.states, *self.further.values()))
 
     @property
     def finished(self) -> bool:
-        """Whether there are runs, and all of them and of the study's parts have their result."""
-        return bool(self.runs) and self.count("finished") == len(self.states) + len(self.study)
+        """Whether there are runs, and all of them and of the further parts have their result."""
+        return bool(self.runs) and self.count("finished") == len(self.states) + len(self.further)
 
     @property
     def _slots(self) -> int:
@@ -82,7 +82,7 @@ def overview(results: Path) -> Overview:
     kept = read_results(results)
     runs = tuple(runs_in(results, kept["recipes"]))
     states = tuple(state_of(run.folder) for run in runs)
-    return Overview(results, kept["definition"], runs, states, study_states(results))
+    return Overview(results, kept["definition"], runs, states, further_states(results))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def standing(results: Path) -> Standing:
         return Standing("running", present, found)
     if found.finished:
         return Standing("finished", None, found)
-    ended = found.count("finished") + found.count("failed") == len(found.states) + len(found.study)
+    ended = found.count("finished") + found.count("failed") == len(found.states) + len(found.further)
     return Standing("failed" if ended and found.states else "interrupted", None, found)
 
 

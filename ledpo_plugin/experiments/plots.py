@@ -86,11 +86,18 @@ def outcome_plots(summary: Mapping[str, Any]) -> list[Plot]:
 def curve_plots(summary: Mapping[str, Any]) -> list[Plot]:
     """Return the primary metric and the margin against steps and against FLOPs."""
     measured = summary["curves"]["measured"]
-    names = [name for name in measured if not name.endswith("/chosen_shift")]
+    names = [name for name in measured if not name.endswith("/chosen_shift") and name not in summary["curves"]["drawn"]]
     plots = []
     for name in names:
         for axis in ("step", "flops"):
             plots.append(_measured_plot(summary, name, axis))
+    return [plot for plot in plots if plot]
+
+
+def answer_plots(summary: Mapping[str, Any]) -> list[Plot]:
+    """Return what was measured of drawn answers against FLOPs, and the reward against the KL that it cost."""
+    plots = [_measured_plot(summary, name, "flops") for name in summary["curves"]["drawn"]]
+    plots.append(_frontier_plot(summary))
     return [plot for plot in plots if plot]
 
 
@@ -234,6 +241,31 @@ def _measured_plot(summary: Mapping[str, Any], name: str, axis: str) -> Plot | N
         alt = f"Line plot of {name} against {against}, a line per variant with a band over seeds."
         panel = f"{'flops' if axis == 'flops' else 'steps'}-{list(summary['curves']['measured']).index(name)}"
         return Plot(panel, as_svg(figure, panel, alt), caption, alt)
+
+
+def _frontier_plot(summary: Mapping[str, Any]) -> Plot | None:
+    """Return the reward at each measurement against the KL from the start there (as in arXiv:2210.10760)."""
+    rewards, kls = (summary["curves"]["measured"].get(name) or {} for name in ("reward/score", "answers/kl"))
+    found = {
+        name: (kls[name]["mean"], curve["mean"])
+        for name, curve in rewards.items()
+        if curve["mean"] and len(curve["mean"]) == len((kls.get(name) or {}).get("mean") or ())
+    }
+    if not found:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_panel()
+        for name, (kl, reward) in found.items():
+            look = looks(list(summary["labels"]))[name]
+            axes.plot(kl, reward, **_line(look), marker=look.marker)
+        axes.set_xlabel("KL from the start / nats per answer")
+        axes.set_ylabel("reward/score")
+        key_above(figure, _key(summary, found, marks=True))
+        caption = "Reward of drawn answers against KL from the start at each measurement: means over seeds."
+        alt = (
+            "Line plot of reward against KL from the start, a line per variant, from the start to the end of training."
+        )
+        return Plot("frontier", as_svg(figure, "frontier", alt), caption, alt)
 
 
 def _training_plot(

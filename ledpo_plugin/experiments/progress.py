@@ -15,9 +15,9 @@ EVERY = 30.0  # seconds between lines where the output is no terminal
 
 
 def steps_done(folder: Path) -> int:
-    """Return the optimizer steps that a run's training has logged."""
-    rows, _ = read_lines(folder / TRAIN / "trainer_log.jsonl")
-    return max((int(row.get("current_steps") or 0) for row in rows), default=0)
+    """Return the optimizer steps that a run's training has logged, in all of its phases."""
+    logs = [read_lines(path)[0] for path in folder.glob(f"**/{TRAIN}/trainer_log.jsonl")]
+    return sum(max((int(row.get("current_steps") or 0) for row in rows), default=0) for rows in logs)
 
 
 def seconds_of(state: Mapping[str, Any]) -> float | None:
@@ -65,6 +65,7 @@ def line_of(run: Run, state: Mapping[str, Any]) -> str:
     if phase in ("training", "interrupted"):
         total = state.get("total_steps")
         text += f" step {steps_done(run.folder)}" + (f" of {total}" if total else "")
+        text += f", phase {state['of_phase']}" if state.get("of_phase") else ""
     elif phase == "finished":
         text += f" {duration(seconds_of(state))}"
     elif phase == "failed":

@@ -1,8 +1,7 @@
 """From an experiment's folder to an `Experiment`; everything that is wrong with it is said at once, before it runs."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from eval_harness.studies.checks import check_study
 from ledpo_plugin._recipe_problem import Problem, unknown
 
 from .budget import COUNTED, UNITS, Budget
+from .chains import check_phases, check_prerequisites
 from .checks import check_budget, check_data, check_differences, check_recipes
 from .definition import FILE, Experiment, Resources, Variant, folder_of, read_yaml
-from .metrics import known_metrics
+from .metrics import SCORERS, known_metrics
 from .problems import ExperimentError, Found
+from .recipes import read_prerequisites, read_variants
 
-TOP = ("name", "title", "question", "status", "baseline", "variants", "profiles")
-OF_VARIANT = ("label", "changes", "compares_to", "note")
+NEEDED = ("name", "title", "question", "status", "baseline", "variants", "profiles")
+TOP = (*NEEDED, "prerequisites")
 OF_PROFILE = (
     "variants",
     "prepare",
@@ -31,12 +32,12 @@ OF_PROFILE = (
     "keep_checkpoints",
     "study",
 )
-OF_EVALUATION = ("pairs", "instructions", "generations", "primary", "secondary", "target")
+OF_EVALUATION = ("pairs", "instructions", "generations", "answers", "primary", "secondary", "target")
 OF_GENERATIONS = ("prompts", "count", "max_new_tokens")
+OF_ANSWERS = (*OF_GENERATIONS, "seed", *SCORERS)
 OF_TARGET = ("metric", "at_least")
 STATUSES = ("planned", "run")
 PREPARATIONS = ("offline",)
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def read_experiment(
@@ -93,7 +94,7 @@ def examine(
     raw, found = _read(folder)
     if raw is None:
         return None, found.problems
-    top = found.mapping(raw, "", TOP, TOP)
+    top = found.mapping(raw, "", TOP, NEEDED)
     _check_top(top, folder, found)
     profiles = found.mapping(top.get("profiles") or {}, "profiles")
     if profile not in profiles:
@@ -103,7 +104,6 @@ def examine(
     own = found.mapping(profiles[profile], where, OF_PROFILE, ("seeds", "budget", "evaluation"))
     seeds = _seeds(own.get("seeds"), f"{where}.seeds", found)
     budget = _budget(own.get("budget"), f"{where}.budget", found)
-    parts, every = _checkpoints(own, where, budget, found)
     resources = _resources(own.get("resources"), f"{where}.resources", found)
     seconds = own.get("seconds_per_run")
     seconds = None if seconds is None else found.number(seconds, f"{where}.seconds_per_run", float, 0)
@@ -113,13 +113,17 @@ def examine(
     if not isinstance(keep, bool):
         found.say(f"{where}.keep_checkpoints", keep, "true or false is expected here", "write true or false")
     evaluation = _evaluation(own.get("evaluation"), f"{where}.evaluation", found)
-    variants = _variants(top, own, folder / profile, where, found)
+    variants = read_variants(top, own, folder / profile, where, found)
+    parts, every = _checkpoints(own, where, budget, variants, found)
+    prerequisites = read_prerequisites(top, scorers_of(evaluation, where), variants, folder / profile, found)
     environ = dict(os.environ if environ is None else environ)
     if resources.processes > 1:
         environ |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(resources.processes)}
     if with_files is None:
         with_files = own.get("prepare") is None
-    check_recipes(variants, host_keys, environ, with_files, found)
+    check_phases(variants, found)
+    check_prerequisites(prerequisites, variants, evaluation, host_keys, with_files, found)
+    check_recipes(variants, prerequisites, host_keys, environ, with_files, found)
     check_differences(variants, top.get("baseline"), found)
     if budget is not None:
         check_budget(variants, budget, parts, resources.processes, found)
@@ -139,6 +143,7 @@ def examine(
             baseline=top["baseline"],
             profile=profile,
             variants=tuple(variants),
+            prerequisites=tuple(prerequisites),
             seeds=seeds,
             budget=budget,
             checkpoints=parts,
@@ -206,8 +211,8 @@ def _budget(value: Any, key: str, found: Found) -> Budget | None:
 
 
 def _checkpoints(
-    own: Mapping[str, Any], where: str, budget: Budget | None, found: Found
-) -> tuple[int | None, int | None]:
+    own: Mapping[str, Any], where: str, budget: Budget | None, variants: Sequence[Variant], found: Found
+) -> tuple[int | None, int | dict[str, int] | None]:
     parts, every = own.get("checkpoints"), own.get("checkpoint_steps")
     if (parts is None) == (every is None):
         why = "a profile says by exactly one of checkpoints and checkpoint_steps when the policy is measured"
@@ -216,9 +221,15 @@ def _checkpoints(
     if parts is not None and budget is not None and budget.unit not in COUNTED:
         why = f"with a budget of {budget.unit} the number of steps, to be cut into parts, is not known before"
         found.say(f"{where}.checkpoints", parts, why, "set checkpoint_steps instead")
-    key = "checkpoints" if every is None else "checkpoint_steps"
-    number = found.number(own[key], f"{where}.{key}")
-    return (number, None) if every is None else (None, number)
+    if parts is not None:
+        return found.number(parts, f"{where}.checkpoints"), None
+    key = f"{where}.checkpoint_steps"
+    if not isinstance(every, Mapping):
+        return None, found.number(every, key)
+    recipes = [phase.path.stem for variant in variants for phase in variant.phases]
+    given = found.mapping(every, key, recipes, recipes)
+    numbers = {name: found.number(value, f"{key}.{name}") for name, value in given.items() if name in recipes}
+    return None, {name: number for name, number in numbers.items() if number is not None}
 
 
 def _resources(value: Any, key: str, found: Found) -> Resources:
@@ -242,6 +253,8 @@ def _evaluation(value: Any, key: str, found: Found) -> dict[str, Any]:
         for name in ("count", "max_new_tokens"):
             if part.get(name) is not None:
                 found.number(part[name], f"{key}.generations.{name}")
+    if given.get("answers") is not None:
+        _answers(given["answers"], f"{key}.answers", found)
     known = known_metrics(given)
     target = given.get("target")
     if target is not None:
@@ -257,56 +270,18 @@ def _evaluation(value: Any, key: str, found: Found) -> dict[str, Any]:
     return given
 
 
-def _variants(top: Mapping[str, Any], own: Mapping[str, Any], recipes: Path, where: str, found: Found) -> list[Variant]:
-    declared = found.mapping(top.get("variants") or {}, "variants")
-    chosen = found.names(own.get("variants"), f"{where}.variants") or tuple(declared)
-    for name in chosen:
-        if name not in declared:
-            found.problems.append(unknown(f"{where}.variants", name, "variant", declared))
-    baseline = top.get("baseline")
-    if isinstance(baseline, str) and declared and baseline not in declared:
-        found.problems.append(unknown("baseline", baseline, "variant", declared))
-    elif isinstance(baseline, str) and declared and baseline not in chosen:
-        why = "the baseline is not among this profile's variants"
-        found.say(f"{where}.variants", list(chosen), why, f"add {baseline}")
-    variants = []
-    for name in (name for name in declared if name in chosen):
-        key = f"variants.{name}"
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            found.say(key, name, "it becomes the name of a file", "use a-z, 0-9, _ and - in names of variants")
-            continue
-        entry = found.mapping(declared[name] or {}, key, OF_VARIANT)
-        compares_to = entry.get("compares_to") or (None if name == baseline else baseline)
-        if compares_to is not None and compares_to not in chosen:
-            found.problems.append(unknown(f"{key}.compares_to", compares_to, "variant", chosen))
-        path = recipes / f"{name}.yaml"
-        variants.append(
-            Variant(
-                name=name,
-                label=str(entry.get("label") or name),
-                changes=found.names(entry.get("changes"), f"{key}.changes"),
-                compares_to=compares_to,
-                note=str(entry.get("note") or ""),
-                path=path,
-                recipe=_recipe(path, key, found),
-            )
-        )
-    return variants
+def _answers(value: Any, key: str, found: Found) -> None:
+    given = found.mapping(value, key, OF_ANSWERS, OF_GENERATIONS)
+    for name, low in (("count", 1), ("max_new_tokens", 1), ("seed", 0)):
+        if given.get(name) is not None:
+            found.number(given[name], f"{key}.{name}", int, low)
+    if given.get("judge") is not None and given.get("judge") == given.get("reward"):
+        why = "the judge is the reward model itself, which says nothing that the reward does not say"
+        found.say(f"{key}.judge", given["judge"], why, "train another one on other pairs, or remove judge")
 
 
-def _recipe(path: Path, key: str, found: Found) -> dict[str, Any]:
-    where = f"{path.parent.name}/{path.name}"
-    if not path.is_file():
-        there = sorted(other.stem for other in path.parent.glob("*.yaml"))
-        fix = f"write it, or take the variant out of this profile; recipes there: {', '.join(there) or 'none'}"
-        found.say(key, where, "there is no such recipe", fix)
-        return {}
-    try:
-        recipe = read_yaml(path)
-    except (OSError, ValueError) as error:
-        found.say(key, where, f"it cannot be read ({error})", "repair the file")
-        return {}
-    if not isinstance(recipe, dict):
-        found.say(key, where, "a recipe is a mapping of keys to values", "write lines such as 'stage: ledpo'")
-        return {}
-    return recipe
+def scorers_of(evaluation: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the keys by which an evaluation names reward models, and the names."""
+    answers = evaluation.get("answers")
+    given = answers if isinstance(answers, Mapping) else {}
+    return {f"{where}.evaluation.answers.{role}": given[role] for role in SCORERS if given.get(role) is not None}

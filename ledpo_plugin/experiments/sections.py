@@ -5,10 +5,12 @@ from typing import Any
 
 import yaml
 
+from ..run_record import without_secrets
 from . import plots, tables, words
 from .blocks import Paragraph, Plots, Samples, Section, Terms, Verbatim
 from .collected import Collected, Run
 from .plain_text import shortened
+from .strategy_report import strategy_sections
 
 MOST_SAMPLES = 8
 MOST_CHARACTERS = 3000  # of a generated text
@@ -20,6 +22,7 @@ def sections(found: Collected, summary: Mapping[str, Any], samples: bool = True)
     made = [
         Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(found, summary)]),
         _results(summary),
+        *strategy_sections(summary),
         _setup(found, summary),
         _budget(summary),
         _speed(summary),
@@ -145,7 +148,8 @@ def _texts(found: Collected, summary: Mapping[str, Any], samples: bool) -> Secti
     prompts = list(dict.fromkeys(str(row.get("prompt", "")) for _, rows, _ in columns for row in rows))
     blocks: list[Any] = [table] if table else []
     if prompts:
-        text = f"What was answered, greedily, to the first {words.count(min(len(prompts), MOST_SAMPLES), 'prompt')}."
+        how = "greedily" if found.evaluation.get("generations") else "drawn at temperature 1"
+        text = f"What was answered, {how}, to the first {words.count(min(len(prompts), MOST_SAMPLES), 'prompt')}."
         blocks.append(Paragraph(f"{text} Written by the models, shown as plain text; hidden characters as [U+…]."))
     for place, prompt in enumerate(prompts[:MOST_SAMPLES], start=1):
         answers = []
@@ -197,29 +201,32 @@ def _failures(found: Collected) -> Section | None:
 def _recipes(found: Collected) -> Section:
     blocks = []
     for name in found.variants:
-        recipe, runs = found.recipe(name), found.finished(name)
-        if recipe is None:
-            continue
-        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000)
-        resolved = dict(found.resolved(name))
-        if resolved:
-            filled = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=1000)
-            text += "\n# filled in by the plugin\n" + "".join(f"# {line}\n" for line in filled.splitlines())
+        runs = found.finished(name)
         seed = f" (as run with seed {runs[0].seed})" if runs else ""
-        blocks.append(Verbatim(f"Recipe of {found.label(name)}{seed}", text))
+        for phase, recipe, resolved in found.recipes(name):
+            of = f", phase {phase}" if phase else ""
+            blocks.append(Verbatim(f"Recipe of {found.label(name)}{of}{seed}", _recipe_text(recipe, resolved)))
+    for name, result in found.prerequisites.items():
+        recipe = without_secrets(result.get("recipe") or {})
+        blocks.append(Verbatim(f"Recipe of {name}, which was trained first", _recipe_text(recipe, {})))
     return Section("recipes", "Recipes", blocks)
 
 
+def _recipe_text(recipe: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=1000)
+    if resolved:
+        filled = yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True, width=1000)
+        text += "\n# filled in by the plugin\n" + "".join(f"# {line}\n" for line in filled.splitlines())
+    return text
+
+
 def _definitions(found: Collected, summary: Mapping[str, Any]) -> Section:
-    names = dict.fromkeys(
-        name.rpartition("/")[2]
-        for name in [
-            summary["primary"],
-            *summary["secondary"],
-            *(n for row in summary["metrics"].values() for n in row),
-        ]
-    )
-    rows = [(name, words.meaning(name)) for name in names]
+    names = [
+        summary["primary"],
+        *summary["secondary"],
+        *(n for row in summary["metrics"].values() for n in row),
+    ]
+    rows = list(dict.fromkeys((words.term(name), words.meaning(name)) for name in names))
     rows.append(("nats", "units of natural logarithms: a probability that is e times as large is 1 nat more"))
     rows.append(("beta-free margin", "the same yardstick for every loss: no reward of a loss's own enters it"))
     rows.append(("before training", "the untrained model, measured in the same way; step 0 of the curves"))

@@ -14,7 +14,7 @@ import yaml
 from .checks import differences, held_out_names
 from .definition import Experiment
 from .files import read_json, tail, write_json, write_text
-from .plan import JOB, RECIPE, Run
+from .plan import JOB, PREREQUISITES, RECIPE, Run
 from .provenance import data_hashes
 
 EXPERIMENT, STATE, RESULT, LOCK, WORKER_LOG = "experiment.json", "state.json", "result.json", "lock", "worker.log"
@@ -84,6 +84,19 @@ def definition_of(experiment: Experiment) -> dict[str, Any]:
     return {**experiment.raw, "profile_name": experiment.profile, "folder": str(experiment.folder)}
 
 
+def _recipes_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return what `experiment.json` holds of the recipes: of every variant the first, and all others by file name."""
+    further = {
+        phase.path.stem: {"of": f"runs/{variant.name}/seed-*", "recipe": dict(phase.recipe)}
+        for variant in experiment.variants
+        for phase in variant.phases[1:]
+    }
+    further |= {
+        one.name: {"of": f"{PREREQUISITES}/{one.name}", "recipe": dict(one.recipe)} for one in experiment.prerequisites
+    }
+    return {"recipes": {variant.name: dict(variant.recipe) for variant in experiment.variants}, "further": further}
+
+
 def open_results(experiment: Experiment, results: Path) -> None:
     """Make the results folder, or check that it is of this experiment as it is now.
 
@@ -91,9 +104,10 @@ def open_results(experiment: Experiment, results: Path) -> None:
         ResultsError: it holds something else, or runs of recipes that have changed since.
     """
     path = results / EXPERIMENT
-    recipes = {variant.name: dict(variant.recipe) for variant in experiment.variants}
-    data = data_hashes(recipes.values(), held_out_names(experiment.evaluation))
-    fresh = {"format": FORMAT, "definition": definition_of(experiment), "recipes": recipes, "data_sha256": data}
+    recipes = _recipes_of(experiment)
+    every = [*recipes["recipes"].values(), *(one["recipe"] for one in recipes["further"].values())]
+    data = data_hashes(every, held_out_names(experiment.evaluation))
+    fresh = {"format": FORMAT, "definition": definition_of(experiment), **recipes, "data_sha256": data}
     if not path.is_file():
         if results.exists() and not results.is_dir():
             raise ResultsError(f"{results} is a file. Name a folder with --results.")
@@ -115,8 +129,9 @@ def open_results(experiment: Experiment, results: Path) -> None:
             + "\n".join(f"{number}. {text}" for number, text in enumerate(problems, start=1))
             + "\nWhat to do: take the change back, or name another folder with --results."
         )
-    started = {name: recipe for name, recipe in kept["recipes"].items() if name not in recipes}
-    write_json(path, kept | fresh | {"recipes": started | recipes, "data_sha256": kept["data_sha256"] | data})
+    before = {key: kept.get(key) or {} for key in ("recipes", "further", "data_sha256")}
+    merged = {key: {**old, **fresh[key]} for key, old in before.items()}
+    write_json(path, kept | fresh | merged)
 
 
 def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path) -> list[str]:
@@ -132,11 +147,14 @@ def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path)
     for name, digest in fresh["data_sha256"].items():
         if kept["data_sha256"].get(name, digest) != digest:
             found.append(f"data set {name}: its file has changed since.")
-    for name, recipe in fresh["recipes"].items():
-        if name in kept["recipes"] and any((results / "runs" / name).glob("seed-*")):
-            for key in differences(kept["recipes"][name], recipe):
-                there, here = kept["recipes"][name].get(key), recipe.get(key)
-                found.append(f"recipe of {name}: {key} is {there!r} there, {here!r} here.")
+    pairs = {name: (f"runs/{name}/seed-*", kept["recipes"].get(name), own) for name, own in fresh["recipes"].items()}
+    there = kept.get("further") or {}
+    for name, own in fresh["further"].items():
+        pairs[name] = own["of"], (there.get(name) or {}).get("recipe"), own["recipe"]
+    for name, (made, old, new) in pairs.items():
+        if old is not None and any(results.glob(made)):
+            for key in differences(old, new):
+                found.append(f"recipe of {name}: {key} is {old.get(key)!r} there, {new.get(key)!r} here.")
     return found
 
 
@@ -161,9 +179,17 @@ def read_results(results: Path) -> dict[str, Any]:
 # ---- one run
 
 
+def write_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write the exact recipe of a training into its folder."""
+    write_text(folder / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+
+
 def write_run(run: Run, job: Mapping[str, Any]) -> None:
     """Write what a run is to do into its folder."""
-    write_text(run.folder / RECIPE, yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True))
+    for training in run.trainings:
+        write_recipe(training.folder, training.recipe)
+    if not run.trainings:
+        write_recipe(run.folder, run.recipe)
     write_json(run.folder / JOB, job)
 
 
@@ -204,6 +230,13 @@ def study_states(results: Path) -> dict[str, dict[str, Any]]:
     """Return the state of every part of the experiment's study that has a folder, by what it is and its name."""
     folders = sorted(path.parent for path in results.glob(f"study/*/*/{JOB}"))
     return {f"{folder.parent.name} {folder.name}": state_of(folder) for folder in folders}
+
+
+def further_states(results: Path) -> dict[str, dict[str, Any]]:
+    """Return the state of what runs need first, and of every part of the experiment's study, by what and name."""
+    folders = sorted(path.parent for path in results.glob(f"{PREREQUISITES}/*/{JOB}"))
+    needed = {f"{folder.parent.name.removesuffix('s')} {folder.name}": state_of(folder) for folder in folders}
+    return needed | {f"study: {name}": state for name, state in study_states(results).items()}
 
 
 def is_finished(folder: Path) -> bool:

@@ -6,6 +6,7 @@ start is what is loaded first, so what is needed of it is computed before any ot
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -22,7 +23,7 @@ from ledpo_plugin.beta_cli import pad_prompts
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.caching import cache_key, open_caches
 from ledpo_plugin.data_checks import drop_unusable
-from ledpo_plugin.forward import RowOutput, forward_rows
+from ledpo_plugin.forward import RowOutput, forward_rows, output_layer
 from ledpo_plugin.head_file import build_strategy, head_config, load_config, load_head
 from ledpo_plugin.host import TUNER, pieces
 from ledpo_plugin.layout import Batches
@@ -31,9 +32,10 @@ from ledpo_plugin.plans import plan_of_rows
 from ledpo_plugin.reference_cache import LOGPS
 from ledpo_plugin.shared_prompt import Costs
 from ledpo_plugin.trainer import PairTrainer
+from ledpo_plugin.usage import Cost
 from ledpo_plugin.workflow import padded_collator
 
-from .generations import greedy, readable_prompt
+from .generations import drawn, greedy, readable_prompt, rows_with_labels
 
 BATCH = 8  # examples at a time; fixed, as the last bits depend on it
 
@@ -167,6 +169,7 @@ class Subject:
         self.trainer = self._build(model, {name: self.data[name] for name in measured}, folder)
         self.model.eval()
         self._at_start = True
+        self._rewards: dict[str, Any] = {}
         self._start_logps = self._of_start(measured)
         self._features = self._of_reference(measured) if head == "reference" else {}
 
@@ -174,6 +177,11 @@ class Subject:
     def model(self) -> nn.Module:
         """The model, with the weights that were put in last."""
         return self.trainer.model
+
+    @property
+    def cost(self) -> Cost:
+        """What a pass of the model costs in operations."""
+        return self.trainer.usage.cost
 
     # ---- building
 
@@ -362,6 +370,102 @@ class Subject:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
+    def answers(self, name: str, count: int, max_new_tokens: int, seed: int) -> list[dict[str, Any]]:
+        """Return answers that the model draws to the first `count` prompts of a data set of pairs.
+
+        Returns:
+            Rows as of `generations`, with `logps` and `start_logps`, what the model and the start say of the answer
+            (nats, summed, with what ended it), and `entropy` of the model's next token (nats, mean over the answer).
+        """
+        prompts = self._prompt_ids(name)[:count]
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        with self.trainer.compute_loss_context_manager():
+            rows = drawn(
+                inner,
+                prompts,
+                seed=seed,
+                stops=sorted(self.template.get_stop_token_ids(self.tokenizer)),
+                pad_id=self.tokenizer.pad_token_id or 0,
+                max_new_tokens=max_new_tokens,
+                batch_size=BATCH,
+            )
+        whole = [_whole(row) for row in rows]
+        logps, entropy = self._of_answers(self.model, prompts, whole)
+        start = logps
+        if not self._at_start:  # else the model is the start, with its adapter off already
+            with self.trainer._reference(self.model) as reference:
+                start, _ = self._of_answers(reference, prompts, whole)
+        return [
+            {
+                "prompt": readable_prompt(prompt, self.tokenizer, self.template),
+                "output": self.tokenizer.decode(row["ids"], skip_special_tokens=True),
+                "tokens": len(row["ids"]),
+                **row,
+                "logps": logps[place],
+                "start_logps": start[place],
+                "entropy": entropy[place],
+            }
+            for place, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+
+    @torch.no_grad()
+    def _of_answers(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> tuple[list[float], list[float]]:
+        logps, entropy = [], []
+        for first in range(0, len(prompts), BATCH):
+            part = slice(first, first + BATCH)
+            batch = rows_with_labels(prompts[part], answers[part], self.tokenizer.pad_token_id or 0)
+            planned = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"]).to_batch()
+            batch = self.trainer._prepare_inputs(batch | planned)
+            with self.trainer.compute_loss_context_manager():
+                output = forward_rows(model, batch, wants=frozenset({"entropy"}))
+            logps.append(output.logps.float().cpu())
+            # The pass gives entropies as shares of the largest possible one.
+            entropy.append(output.entropy.float().cpu() * math.log(output_layer(model).weight.shape[0]))
+        found = torch.cat(logps)
+        self._require_finite(found, "answers of its own")
+        return found.tolist(), torch.cat(entropy).tolist()
+
+    def scores(self, name: str, rows: Sequence[Mapping[str, Any]], folder: str) -> list[float]:
+        """Return what a reward model says of answers (rows of `answers`) to a data set's prompts, one number each.
+
+        Args:
+            name: of the data set.
+            rows: answers to its first prompts.
+            folder: the output of LLaMA-Factory's stage rm, an adapter or a whole model.
+
+        Raises:
+            RewardError: it does not fit the model.
+        """
+        from ledpo_plugin.rewards import RewardBatch
+
+        if folder not in self._rewards:
+            self._rewards[folder] = self._reward(folder)
+        prompts = self._prompt_ids(name)[: len(rows)]
+        batch = RewardBatch.from_ids(prompts, [_whole(row) for row in rows], self.tokenizer, self.training_args.device)
+        with self.trainer.compute_loss_context_manager():
+            found = self._rewards[folder].score(batch, self.trainer.accelerator.unwrap_model(self.model)).total
+        self._require_finite(found, f"answers by the reward model {folder}")
+        return found.tolist()
+
+    def _reward(self, folder: str) -> Any:
+        from ledpo_plugin.rewards import build_rewards
+
+        own = copy.copy(self.finetuning_args)
+        own.reward_model, own.reward_weights, own.reward_clip = folder, None, None
+        own.reward_model_type = "lora" if (Path(folder) / "adapter_config.json").is_file() else "full"
+        return build_rewards(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            model_args=self.model_args,
+            data_args=self.data_args,
+            training_args=self.training_args,
+            finetuning_args=own,
+            log=self.log,
+        )
+
     @torch.no_grad()
     def _passes(self, batches: Callable, data: Any) -> Iterator[RowOutput]:
         for first in range(0, len(data), BATCH):
@@ -403,6 +507,11 @@ class Subject:
                 parts.append(forward_rows(model, batch, wants=frozenset({"hidden", "prompt_nll"})))
         hidden = torch.cat([part.hidden.float().cpu() for part in parts])
         return hidden, torch.cat([part.prompt_nll.float().cpu() for part in parts])
+
+
+def _whole(row: Mapping[str, Any]) -> list[int]:
+    """Return the tokens of an answer with what ended it."""
+    return [*row["ids"], *([] if row["end"] is None else [row["end"]])]
 
 
 def _length(labels: Sequence[int]) -> int:

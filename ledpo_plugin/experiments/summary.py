@@ -9,9 +9,11 @@ import numpy as np
 
 from .behaviour import beta_summary, convergence, curves, mixture_summary, stability
 from .collected import Collected, Run, number
-from .costs import budget_summary, cost_summary, provenance_summary
-from .measured import OF_EACH_PAIR
+from .costs import budget_summary, cost_summary, prerequisite_summary, provenance_summary
+from .measured import OF_EACH_PAIR, won
+from .metrics import OF_SCORES
 from .stats import Estimate, bootstrap_difference, holm, mean_interval, paired_difference
+from .strategies import strategy_summary
 from .words import answer, verdict, verdict_words
 
 FORMAT = 1
@@ -42,6 +44,8 @@ def summarise(found: Collected) -> dict[str, Any]:
         "stability": stability(found),
         "beta": beta_summary(found),
         "mixture": mixture_summary(found),
+        "strategies": strategy_summary(found),
+        "prerequisites": prerequisite_summary(found),
         "curves": curves(found),
         "provenance": provenance_summary(found),
     }
@@ -64,14 +68,14 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def item_differences(ours: Run, theirs: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+def item_differences(found: Collected, ours: Run, theirs: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return ours minus theirs per held-out item [N], and the items' weights in the mean [N].
 
     None for a metric that is no mean over items, or where the two did not measure the same items.
     """
     dataset, _, short = metric.rpartition("/")
-    kind = "instructions" if short == "nll" else "pairs"
-    columns = [run.items(kind, dataset) for run in (ours, theirs)]
+    kind = "instructions" if short == "nll" else "scores" if short in OF_SCORES else "pairs"
+    columns = [_columns(found, run, kind, dataset) for run in (ours, theirs)]
     if short not in _SCORES or None in columns:
         return None
     try:
@@ -84,7 +88,19 @@ def item_differences(ours: Run, theirs: Run, metric: str) -> tuple[np.ndarray, n
     return scores[0] - scores[1], weights
 
 
-_SCORES = {**OF_EACH_PAIR, "nll": lambda columns: columns["nll"] / columns["length"]}
+def _columns(found: Collected, run: Run, kind: str, dataset: str) -> dict[str, np.ndarray] | None:
+    columns = run.items(kind, dataset)
+    base = found.bases.get(str(run.result.get("base"))) if kind == "scores" else None
+    start = None if base is None else base.items(kind, dataset)
+    return columns if columns is None or start is None else {**columns, "start": start["score"]}
+
+
+_SCORES = {
+    **OF_EACH_PAIR,
+    "nll": lambda columns: columns["nll"] / columns["length"],
+    "score": lambda columns: columns["score"],
+    "win_rate": lambda columns: won(columns["score"] - columns["start"]),
+}
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -155,7 +171,9 @@ def _comparison(found: Collected, variant: str, metric: str) -> dict[str, Any]:
 
 def _over_items(found: Collected, row: Mapping[str, Any]) -> Estimate | None:
     runs = [{run.seed: run for run in found.finished(row[key])} for key in ("variant", "against")]
-    differences = [item_differences(runs[0][seed], runs[1][seed], row["metric"]) for seed in row["difference"].seeds]
+    differences = [
+        item_differences(found, runs[0][seed], runs[1][seed], row["metric"]) for seed in row["difference"].seeds
+    ]
     if not differences or None in differences or len({len(each) for each, _ in differences}) > 1:
         return None
     return bootstrap_difference(np.stack([each for each, _ in differences]), differences[0][1], seed=BOOTSTRAP_SEED)

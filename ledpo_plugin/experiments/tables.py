@@ -6,7 +6,7 @@ from typing import Any
 from . import words
 from .blocks import Table
 from .collected import Collected
-from .metrics import OF_GENERATIONS
+from .metrics import OF_GENERATIONS, SCORERS
 from .words import NONE, SPACE
 
 
@@ -17,11 +17,14 @@ def setup_table(found: Collected) -> Table:
         against = found.compares_to(name)
         settings = found.settings(name)
         # `changes` is declared for all profiles: in this one a key may be the same.
-        changes = [
+        phases = found.phases(name) if settings.get("phases") else []
+        changes = [_phases(settings["phases"])] if settings.get("phases") else []
+        changes += [
             _change(found, name, against, key)
             for key in settings.get("changes") or ()
-            if against is None or found.value(name, key) != found.value(against, key)
+            if not phases and (against is None or found.value(name, key) != found.value(against, key))
         ]
+        changes += [f"phase {one['name']}: {_own(one['recipe'], settings)}" for one in phases]
         rows.append(
             (
                 found.label(name),
@@ -43,8 +46,8 @@ def facts_table(found: Collected, summary: Mapping[str, Any]) -> Table:
     measured = [f"{name} ({size:,} pairs)" for name, size in sizes["pairs"].items()]
     measured += [f"{name} ({size:,} instructions)" for name, size in sizes["instructions"].items()]
     trained = dict.fromkeys(
-        str(found.value(name, key)) for name in found.variants for key in ("dataset", "sft_dataset")
-        if found.value(name, key)
+        str(recipe[key]) for name in found.variants for _, recipe, _ in found.recipes(name)
+        for key in ("dataset", "sft_dataset", "prompt_dataset") if recipe.get(key)
     )  # fmt: skip
     models = dict.fromkeys(
         str(found.value(name, "model_name_or_path")) for name in found.variants
@@ -60,14 +63,25 @@ def facts_table(found: Collected, summary: Mapping[str, Any]) -> Table:
         ("Trained on", "; ".join(trained) or NONE),
         ("Measured on (held out)", "; ".join(measured) or NONE),
         ("Measured", f"after each of {found.profile.get('checkpoints', 1)} equal parts of training"
-         if not found.profile.get("checkpoint_steps") else f"after every {found.profile['checkpoint_steps']} steps"),
+         if not found.profile.get("checkpoint_steps") else _every(found.profile["checkpoint_steps"])),
         ("Metric of the question", f"{summary['primary']}: {words.meaning(summary['primary'])}"),
     ]  # fmt: skip
     if generated:
         text = f"{generated['count']} prompts of {generated['prompts']}, greedy"
         text += f", {generated['max_new_tokens']} tokens at most"
         rows.append(("Generated", text))
+    answers = evaluation.get("answers")
+    if answers:
+        text = f"{answers['count']} prompts of {answers['prompts']}, temperature 1, {answers['max_new_tokens']} tokens"
+        by = [f"{role} by {answers[role]}" for role in SCORERS if answers.get(role)]
+        rows.append(("Drawn", f"{text} at most" + (f"; scored: {', '.join(by)}" if by else "")))
     return Table("What was run", ("", ""), rows, text_columns=(1,))
+
+
+def _every(steps: Any) -> str:
+    if isinstance(steps, Mapping):
+        return "after every " + ", ".join(f"{number} steps of {name}" for name, number in steps.items())
+    return "after every step" if steps == 1 else f"after every {steps} steps"
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
@@ -197,25 +211,30 @@ def resources_table(summary: Mapping[str, Any]) -> Table:
             words.spread(used["measure_seconds"], words.seconds),
             words.spread(used["peak_memory_bytes"], words.memory),
             words.spread(used["generated_tokens"]),
+            words.spread(used["measure_tokens"]),
         )
         for name, used in summary["budget"]["variants"].items()
     ]
-    head = ("Variant", "Training", "Measuring", "Peak memory", "Generated tokens")
+    head = ("Variant", "Training", "Measuring", "Peak memory", "Tokens generated in training", "in measuring")
     note = "Of one run; least to greatest where seeds differ. Times depend on what else the machine did."
     return Table("Time and memory", head, rows, note=note)
+
+
+SHOWN = ("seconds", "measure_seconds", "flops", "policy_tokens", "generated_tokens", "measure_tokens")
 
 
 def cost_table(summary: Mapping[str, Any]) -> Table:
     """Return what all finished runs cost together."""
     rows, total = (
         [],
-        dict.fromkeys(("runs", "seconds", "measure_seconds", "flops", "policy_tokens", "generated_tokens"), 0),
+        dict.fromkeys(("runs", *SHOWN), 0),
     )
     for name, cost in summary["cost"].items():
         rows.append((summary["labels"][name], *_cost(cost)))
         total = {key: value + cost[key] for key, value in total.items()}
     rows.append(("All", *_cost(total)))
-    head = ("Variant", "Finished runs", "Training", "Measuring", "Operations", "Tokens trained on", "Generated tokens")
+    head = ("Variant", "Finished runs", "Training", "Measuring", "Operations", "Tokens trained on",
+            "Tokens generated in training", "in measuring")  # fmt: skip
     return Table(
         "Cost of the experiment", head, rows, note="Sums over finished runs; what failed runs used is not in them."
     )
@@ -384,6 +403,19 @@ def _change(found: Collected, name: str, against: str | None, key: str) -> str:
     return f"{key}: {_value(ours)} ({_value(theirs)})"
 
 
+def _phases(shares: Mapping[str, float]) -> str:
+    parts = [
+        f"{name} ({100 * share:g} %{' of the budget' * (place == 0)})"
+        for place, (name, share) in enumerate(shares.items())
+    ]
+    return ", then ".join(parts)
+
+
+def _own(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    keys = [key for key in settings.get("changes") or () if recipe.get(key) is not None]
+    return ", ".join(f"{key} {_value(recipe[key])}" for key in keys) or "as it is"
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "not set"
@@ -428,6 +460,7 @@ def _cost(cost: Mapping[str, Any]) -> Sequence[str]:
         words.flops(cost["flops"]),
         words.whole(cost["policy_tokens"]),
         words.whole(cost["generated_tokens"]),
+        words.whole(cost["measure_tokens"]),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .metrics import OF_GENERATIONS, OF_INSTRUCTIONS, OF_PAIRS
+from .metrics import OF_ANSWERS, OF_GENERATIONS, OF_INSTRUCTIONS, OF_PAIRS, OF_SCORES, SCORERS
 
 NONE = "–"
 SPACE = "\u00a0"  # at which no line breaks
@@ -39,6 +39,11 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "ended": Metric("share of answers"),
         "distinct2": Metric("share of bigrams"),
         "repetition": Metric("share of 4-grams"),
+        "kl": Metric("nats per answer"),
+        "entropy": Metric("nats per token"),
+        "distinct1": Metric("share of tokens"),
+        "score": Metric("score", 1),
+        "win_rate": Metric("share of prompts", 1),
     }
 )
 UNITS = MappingProxyType(
@@ -51,10 +56,19 @@ def metric(name: str) -> Metric:
     return METRICS.get(name.rpartition("/")[2], Metric("value"))
 
 
+def term(name: str) -> str:
+    """Return what `DATASET/metric` is called in the list of definitions."""
+    whose, _, short = name.rpartition("/")
+    return name if whose in SCORERS else short
+
+
 def meaning(name: str) -> str:
     """Return the definition of `DATASET/metric`."""
-    short = name.rpartition("/")[2]
-    return {**OF_PAIRS, **OF_INSTRUCTIONS, **OF_GENERATIONS}.get(short, "as logged by the run")
+    whose, _, short = name.rpartition("/")
+    if whose in SCORERS and short in OF_SCORES:
+        return f"{OF_SCORES[short]} ({whose}: {SCORERS[whose]})"
+    known = {**OF_PAIRS, **OF_INSTRUCTIONS, **OF_GENERATIONS, **OF_ANSWERS}
+    return known.get(short, "as logged by the run")
 
 
 # ---- numbers

@@ -6,58 +6,42 @@ Training is the stock `llamafactory-cli train`. Only one process is ever at work
 down to the training, so that a training whose worker was killed is waited for, not started a second time.
 """
 
-import ctypes
-import math
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.checkpoints import checkpoints_of, set_aside_incomplete
+from ledpo_plugin.checkpoints import checkpoints_of
 from ledpo_plugin.run_record import package_versions, read_record, recipe_hash
-from ledpo_plugin.usage import USAGE
 
-from .budget import COUNTED, Budget, logged, overrun, share_missed, used
+from .budget import Budget, used
 from .checks import held_out_names
 from .definition import read_yaml
-from .files import read_json, read_lines, tail, write_json
-from .plan import JOB, RECIPE, TRAIN
+from .files import read_json, read_lines, write_json
+from .merging import merged_log, merged_usage
+from .operations import by_kind, summed
+from .plan import JOB, RECIPE, TRAIN, Training
 from .store import FORMAT, RESULT, Locked, is_finished, locked, now, write_state
+from .training import (
+    TRAIN_LOG,
+    TRAINED,
+    RunFailed,
+    call,
+    die_with_parent,
+    stock_command,
+    train,
+    training_log,
+    trainings_of,
+    usage_of,
+)
 
-TRAINED, TRAIN_LOG, MEASURES = "trained.json", "train.log", "measures"
+__all__ = ["TRAINED", "TRAIN_LOG", "die_with_parent", "main", "stock_command"]
+
+MEASURES = "measures"
 STARTED = now()
-
-
-class RunFailed(RuntimeError):
-    """A run that could not be finished; `log_tail` holds the last lines of its log."""
-
-    def __init__(self, message: str, log_tail: list[str] | None = None):
-        super().__init__(message)
-        self.log_tail = log_tail or []
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when the one that started it is killed (Linux; elsewhere nothing is done)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-
-
-def stock_command() -> str:
-    """Return the stock command of this environment.
-
-    Raises:
-        RunFailed: it is not installed.
-    """
-    beside = Path(sys.executable).parent / "llamafactory-cli"
-    found = str(beside) if beside.is_file() else shutil.which("llamafactory-cli")
-    if not found:
-        raise RunFailed("llamafactory-cli is not installed here: pip install 'llamafactory>=0.9.5,<0.9.6'.")
-    return found
 
 
 def main(folder: Path) -> int:
@@ -89,10 +73,12 @@ def _finish(folder: Path, job: Mapping[str, Any], lock: int) -> int:
         elif job["kind"] == "study":
             _use_one_device()
             _study(folder, job)
+        elif job["kind"] == "prerequisite":
+            _prerequisite(folder, job, lock)
         else:
-            _train(folder, job, lock)
+            trainings = _train(folder, job, lock)
             _use_one_device()
-            _measure(folder, job)
+            _measure(folder, job, trainings)
     except Exception as error:  # whatever it is, the other runs go on and the report says it
         log_tail = error.log_tail if isinstance(error, RunFailed) else []
         text = f"{type(error).__name__}: {error}" if not isinstance(error, RunFailed) else str(error)
@@ -108,88 +94,39 @@ def _finish(folder: Path, job: Mapping[str, Any], lock: int) -> int:
 # ---- training
 
 
-def _train(folder: Path, job: Mapping[str, Any], lock: int) -> None:
-    if (folder / TRAINED).is_file():
-        return
+def _train(folder: Path, job: Mapping[str, Any], lock: int) -> list[Training]:
+    """Train what of a run is not trained; return all of its trainings, as they were run."""
+    while True:
+        trainings = trainings_of(folder, job)
+        if (trainings[-1].folder / TRAINED).is_file():
+            return trainings
+        done = sum(usage_of(one)["steps"] for one in trainings[:-1])
+        steps = None if trainings[-1].steps is None else done + trainings[-1].steps
+        write_state(folder, "training", STARTED, total_steps=steps, of_phase=trainings[-1].name or None)
+        train(trainings[-1], job["processes"], lock)
+
+
+def _prerequisite(folder: Path, job: Mapping[str, Any], lock: int) -> None:
+    """Train what runs need first, from its start: the host's stage rm does not restore its value head."""
+    from .provenance import provenance
+
     recipe = read_yaml(folder / RECIPE)
-    budget = Budget(**job["budget"])
-    train = folder / TRAIN
-    _go_back_to_a_checkpoint(train, recipe, budget)
-    write_state(folder, "training", STARTED, total_steps=recipe["max_steps"] if budget.unit in COUNTED else None)
-    environ = dict(os.environ)
-    if job["processes"] > 1:
-        environ |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(job["processes"])}
-    command = [stock_command(), "train", str(folder / RECIPE)]
-    with (folder / TRAIN_LOG).open("ab") as log:
-        log.write(f"\n[{now()}] {' '.join(command)}\n".encode())
-        log.flush()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environ,
-            pass_fds=(lock,),
-            preexec_fn=die_with_parent,
-        )
-        status = process.wait()
-    if status != 0:
-        why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        raise RunFailed(f"llamafactory-cli train ended with {why}; its log: {folder / TRAIN_LOG}", _tail(folder))
-    usage = read_json(train / USAGE)
-    if not isinstance(usage, dict):
-        raise RunFailed(f"The training left no {USAGE}; its log: {folder / TRAIN_LOG}", _tail(folder))
-    rows = _training_log(train)
-    problem = overrun(budget, usage, recipe, rows)
-    if problem:
-        raise RunFailed(f"The run did not keep to its budget: {problem}.", _tail(folder))
-    problem = share_missed(recipe, rows)
-    if problem:
-        raise RunFailed(f"The run did not keep to its mixture: {problem}.", _tail(folder))
-    write_json(folder / TRAINED, {"ended": now()})
-
-
-def _tail(folder: Path) -> list[str]:
-    return tail(folder / TRAIN_LOG)
-
-
-def _go_back_to_a_checkpoint(train: Path, recipe: Mapping[str, Any], budget: Budget) -> None:
-    """Leave what a killed training can go on from: its checkpoints, or nothing.
-
-    A checkpoint at the very end is no place to go on from, since the host would train one more step: the last part is
-    trained again from the one before.
-    """
-    if not train.is_dir():
-        return
-    set_aside_incomplete(str(train))
-    for spoiled in train.glob("incomplete-*"):
-        shutil.rmtree(spoiled)
-    checkpoints = list(checkpoints_of(train).items())
-    if checkpoints and _is_at_the_end(*checkpoints[-1], recipe, budget):
-        shutil.rmtree(checkpoints.pop()[1])
-    if not checkpoints:
-        shutil.rmtree(train)
-        return
-    for weights in [*train.glob("adapter_model*"), *train.glob("model*.safetensors")]:
-        weights.unlink()  # of a training that was killed after its last step; the last step comes again
-
-
-def _is_at_the_end(step: int, checkpoint: Path, recipe: Mapping[str, Any], budget: Budget) -> bool:
-    if budget.unit in COUNTED:
-        return step >= recipe["max_steps"]
-    rows = [row for row in _training_log(checkpoint) if "flops" in row]
-    return bool(rows) and logged(budget.unit, rows[-1]) >= budget.amount
-
-
-def _training_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the logged steps of a training, each once; a number that is not finite is None."""
-    state = read_json(folder / "trainer_state.json") or {}
-    rows = [row for row in state.get("log_history", []) if "loss" in row]
-    return [{key: _finite(value) for key, value in row.items()} for row in rows]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not (folder / TRAINED).is_file():
+        shutil.rmtree(folder / TRAIN, ignore_errors=True)
+        write_state(folder, "training", STARTED)
+        call(folder, job["processes"], lock)
+        write_json(folder / TRAINED, {"ended": now()})
+    figures = read_json(folder / TRAIN / "all_results.json")
+    result = {
+        "format": FORMAT,
+        "prerequisite": job["name"],
+        "recipe": recipe,
+        "recipe_sha256": recipe_hash({key: value for key, value in recipe.items() if key != "output_dir"}),
+        "ended": now(),
+        "provenance": provenance(recipe, []),
+        "figures": {key: value for key, value in (figures or {}).items() if isinstance(value, int | float)},
+    }
+    write_json(folder / RESULT, result)
 
 
 # ---- measuring
@@ -234,19 +171,24 @@ def _study(folder: Path, job: Mapping[str, Any]) -> None:
     write_json(folder / RESULT, {"format": FORMAT, "ended": now(), "provenance": made, **found})
 
 
-def _measure(folder: Path, job: Mapping[str, Any]) -> None:
-    from .measure import measure_run
+def _measure(folder: Path, job: Mapping[str, Any], trainings: list[Training]) -> None:
+    from .measure import Measured, measure_run
     from .provenance import provenance
 
-    recipe, train = read_yaml(folder / RECIPE), folder / TRAIN
+    first = trainings[0]
     write_state(folder, "measuring", STARTED, total_steps=job.get("steps"))
-    measured = measure_run(recipe, train, folder / MEASURES, job["evaluation"], _log)
-    usage, record = read_json(train / USAGE), read_record(train)
-    rows = _training_log(train)
+    trained = [Measured(one.recipe, one.folder / TRAIN) for one in trainings]
+    base = None if job.get("base_folder") is None else Path(job["base_folder"]) / MEASURES
+    measured = measure_run(trained, folder / MEASURES, job["evaluation"], _log, base=base)
+    usages, logs = [usage_of(one) for one in trainings], [training_log(one.folder / TRAIN) for one in trainings]
+    rows = merged_log(logs, usages, [one.name for one in trainings])
     operations = {row["step"]: row.get("flops") for row in rows}
     for checkpoint in measured["checkpoints"]:
         checkpoint["flops"] = operations.get(checkpoint["step"])
+    anew = [not one.recipe.get("disable_gradient_checkpointing") for one in trainings]
     budget = Budget(**job["budget"])
+    records = [read_record(one.folder / TRAIN) for one in trainings]
+    parts = [_part(*told) for told in zip(trainings, usages, records, strict=True)]
     result = {
         "format": FORMAT,
         "experiment": job["experiment"],
@@ -254,24 +196,49 @@ def _measure(folder: Path, job: Mapping[str, Any]) -> None:
         "variant": job["variant"],
         "seed": job["seed"],
         "base": job["base"],
-        "recipe": recipe,
-        "recipe_sha256": recipe_hash({key: value for key, value in recipe.items() if key != "output_dir"}),
-        "resolved": record["resolved"],
-        "started": record["started"],
+        "recipe": first.recipe,
+        "recipe_sha256": parts[0]["recipe_sha256"],
+        "resolved": records[0]["resolved"],
+        "phases": parts if len(parts) > 1 else [],
+        "started": records[0]["started"],
         "ended": now(),
-        "provenance": provenance(recipe, held_out_names(job["evaluation"])),
-        "budget": {"unit": budget.unit, "amount": budget.amount, "used": used(budget, usage, recipe)},
-        "usage": usage
-        | {"measure_seconds": measured["measure_seconds"], "generated_tokens": measured["generated_tokens"]},
+        "provenance": provenance(first.recipe, held_out_names(job["evaluation"])),
+        "budget": {
+            "unit": budget.unit,
+            "amount": budget.amount,
+            "used": sum(used(budget, usage, one.recipe) for one, usage in zip(trainings, usages, strict=True)),
+        },
+        "usage": {
+            **merged_usage(usages),
+            "flops_by_kind": summed([by_kind(measured["cost"], *told) for told in zip(usages, anew, strict=True)]),
+            "measure_seconds": measured["measure_seconds"],
+            "measure_tokens": measured["generated_tokens"],
+        },
         "training": rows,
-        "unreadable_log_lines": read_lines(train / "trainer_log.jsonl")[1],
+        "unreadable_log_lines": sum(read_lines(one.folder / TRAIN / "trainer_log.jsonl")[1] for one in trainings),
         "checkpoints": measured["checkpoints"],
         "final": measured["final"],
     }
     write_json(folder / RESULT, result)
     if not job.get("keep_checkpoints"):
-        for checkpoint in checkpoints_of(train).values():
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        for one in trainings:
+            for checkpoint in checkpoints_of(one.folder / TRAIN).values():
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _part(training: Training, usage: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a result says of one of a run's trainings."""
+    recipe = {key: value for key, value in training.recipe.items() if key != "output_dir"}
+    return {
+        "name": training.name,
+        "budget": {"unit": training.budget.unit, "amount": training.budget.amount},
+        "used": used(training.budget, usage, training.recipe),
+        "steps": usage["steps"],
+        "seconds": usage["seconds"],
+        "recipe": training.recipe,
+        "recipe_sha256": recipe_hash(recipe),
+        "resolved": record["resolved"],
+    }
 
 
 if __name__ == "__main__":

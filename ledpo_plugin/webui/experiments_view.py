@@ -109,14 +109,19 @@ def status_html(one: Sketch, profile: str, how: Standing, lang: str | None) -> s
             for run, state in pairs
         ]
         rows += [
-            (f"{say('study', lang)}: {name}", "", state["phase"], _error(state))
-            for name, state in how.found.study.items()
+            (_translated(name, lang), "", state["phase"], _error(state))
+            for name, state in how.found.further.items()
         ]
     if how.present:
         remarks.append(say("process", lang, pid=how.present.pid, host=how.present.host))
     if how.state == "interrupted":
         remarks.append(say("goes_on", lang))
     return _render("status", lang, sketch=one, standing=how, heading=_short(how, lang), remarks=remarks, rows=rows)
+
+
+def _translated(part: str, lang: str | None) -> str:
+    kind, separator, name = part.partition(": ")
+    return f"{say('study', lang)}: {name}" if separator and kind == "study" else part
 
 
 def _short(how: Standing, lang: str | None) -> str:
@@ -129,7 +134,7 @@ def _short(how: Standing, lang: str | None) -> str:
 
 
 def _all(how: Standing) -> int:
-    return len(how.found.states) + len(how.found.study)
+    return len(how.found.states) + len(how.found.further)
 
 
 def _detail(run: Run, state: Mapping[str, Any], lang: str | None) -> str:

@@ -17,7 +17,7 @@ from ledpo_plugin.quickstart.downloads import DATA_SDIST, default_cache, fetch, 
 
 from . import code, finance, medical, models
 from .real import INSTRUCTIONS, PAIRS, Limits, as_pair, make_real, rated, tokens
-from .rows import Row
+from .rows import Row, prompt_of
 
 WORKDIR = Path(".ledpo")
 SOURCES = "sources.json"
@@ -27,6 +27,8 @@ MIXED = {
     "mixed_train": (("general_train", "code_train", "medical_train"), 100),
 }
 MIXED_RATED = "mixed_rated_train"
+# Pairs for a judge: what nothing else is trained on or measured by, at most so many of each.
+JUDGED, JUDGED_PARTS, JUDGED_EACH = "judge_train", ("general_longer", "code_train", "medical_train"), 36
 PAIRED = {
     "formatting": "sharegpt",
     "ranking": True,
@@ -100,6 +102,9 @@ def make_sets(sdist: Path, tokenizer: Any, limits: Limits | None = None) -> tupl
     for name, (parts, each) in MIXED.items():
         sets[name] = [_bare(row, part) for part in parts for row in _evenly(sets[part], each)]
     sets[MIXED_RATED] = rated(sets["mixed_train"])
+    used = {prompt_of(row) for name in MIXED for row in sets[name]}
+    left = {part: [row for row in sets[part] if prompt_of(row) not in used] for part in JUDGED_PARTS}
+    sets[JUDGED] = [_bare(row, part) for part in JUDGED_PARTS for row in _evenly(left[part], JUDGED_EACH)]
     count = pair_length(tokenizer)
     lengths = {name: [count(_as_pair(row)) for row in rows] for name, rows in sets.items()}
     too_long = [f"{name} ({max(lengths[name])})" for name in generated if max(lengths[name]) > limits.synthetic]
@@ -196,6 +201,12 @@ def _about(selection: dict[str, Any]) -> dict[str, Any]:
         "finance_heldout": synthetic(finance, finance.HOW_HELD_OUT, checked=checked),
         **mixed,
         MIXED_RATED: {**mixed["mixed_train"], "pairs_of": "mixed_train"},
+        "general_longer": real(PAIRS, "By prompt: no user message occurs in another set of real pairs."),
+        JUDGED: {
+            "kind": "real and synthetic",
+            "source": {"parts": list(JUDGED_PARTS), "rows_of_each": f"at most {JUDGED_EACH}"},
+            "held_out": "By prompt: no user message occurs in a mixed set.",
+        },
     }
 
 
