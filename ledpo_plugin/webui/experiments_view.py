@@ -109,8 +109,7 @@ def status_html(one: Sketch, profile: str, how: Standing, lang: str | None) -> s
             for run, state in pairs
         ]
         rows += [
-            (_translated(name, lang), "", state["phase"], _error(state))
-            for name, state in how.found.further.items()
+            (_translated(name, lang), "", state["phase"], _error(state)) for name, state in how.found.further.items()
         ]
     if how.present:
         remarks.append(say("process", lang, pid=how.present.pid, host=how.present.host))

@@ -22,7 +22,8 @@ def _widget(key: Key) -> Any:
         return gr.Checkbox(value=key.default, **words)
     if key.widget == "dropdown":
         auto = [("auto", AUTO)] if key.default == AUTO else []
-        return gr.Dropdown(choices=[*auto, *key.choices], value=key.default, **words)
+        choices = [*auto, *key.choices]
+        return gr.Dropdown(choices=choices, value=key.default, allow_custom_value=key.several, **words)
     if key.widget == "datasets":
         return gr.Dropdown(choices=[], value=[], multiselect=True, allow_custom_value=True, **words)
     if key.widget == "slider":
@@ -39,10 +40,10 @@ class Form:
     def __init__(self) -> None:
         self.widgets: dict[str, Any] = {}
         self.sections: dict[str, Any] = {}
-        keys = form_keys()
+        keys, told = form_keys(), locales()
         with gr.Accordion(text("accordion", "en"), open=True, visible=False, elem_id="ledpo_accordion") as accordion:
             for section in SECTIONS:
-                title = locales()[f"{PREFIX}section_{section}"]["en"]["value"]
+                title = told[f"{PREFIX}section_{section}"]["en"]["value"]
                 self.sections[section] = gr.Markdown(title)
                 with gr.Row():
                     for name, key in keys.items():

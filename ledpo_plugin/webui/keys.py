@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
+from ledpo_plugin import _recipe_rewards as rewards
+from ledpo_plugin import _recipe_rollouts as rollouts
 from ledpo_plugin._recipe_combinations import idle_keys
 from ledpo_plugin._recipe_ranges import BOUNDS
 from ledpo_plugin._recipe_reading import is_number, loss_of, mode_of, stage_of
-from ledpo_plugin._recipe_rollouts import idle_in
 from ledpo_plugin._recipe_types import alternatives
 from ledpo_plugin.hparams import LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.recipe import resolve_recipe
+from ledpo_plugin.rewards._wanted import TYPES
 from ledpo_plugin.stages import Stage
 
 # What other keys act by, beside the stage; a form with these values says which of the others are shown.
-DECIDING = ("pref_loss", "beta_mode", "advantage_estimator", "kl_control", "rollout_pairs")
+DECIDING = (
+    *("pref_loss", "beta_mode", "advantage_estimator", "kl_control", "rollout_pairs"),
+    *("reward_model", "reward_model_type"),
+)
 AUTO = ""  # the value of a dropdown whose key is left out of the recipe
 SECTIONS = ("loss", "beta", "mixture", "rollout", "speed", "other")
 
@@ -36,6 +42,7 @@ class Key:
     widget: Widget
     default: Any
     choices: tuple[Any, ...] = ()
+    several: bool = False  # a dropdown that also takes choices separated by commas
     low: float | None = None
     high: float | None = None
     open_low: bool = False
@@ -57,6 +64,8 @@ class Key:
         return round(10.0**-places, places)
 
 
+_REWARD = "Folder of a reward model or a LEDPO run, address of a server, or module:function; several by commas."
+
 # LLaMA-Factory's keys: name, section, widget, choices, help. Left out of the recipe unless something is entered.
 _HOST = (
     ("pref_loss", "loss", "dropdown", (), "The loss."),
@@ -70,8 +79,8 @@ _HOST = (
     ("ld_alpha", "loss", "number", (), "LD-DPO: weight of what the longer answer has beyond the shorter one's length."),
     ("ref_model", "loss", "text", (), "Folder or name of the reference. Left out: the model without its adapter."),
     ("ref_model_adapters", "loss", "text", (), "Folders of the reference's adapters."),
-    ("reward_model", "rollout", "text", (), "Folder or address of what rates the answers."),
-    ("reward_model_type", "rollout", "dropdown", ("lora", "full", "api"), "What reward_model is."),
+    ("reward_model", "rollout", "text", (), _REWARD),
+    ("reward_model_type", "rollout", "dropdown", TYPES, "What reward_model is; for several, separated by commas."),
     ("ppo_buffer_size", "rollout", "number", (), "Batches of prompts in a rollout."),
     ("ppo_epochs", "rollout", "number", (), "How often a rollout is trained on."),
     ("ppo_target", "rollout", "number", (), "KL per answer, in nats, that kl_control adaptive holds to."),
@@ -92,7 +101,8 @@ def pairwise_losses() -> tuple[str, ...]:
 @cache
 def form_keys() -> Mapping[str, Key]:
     """Return every key of the form, section by section."""
-    keys = [*_host_keys(), *(_plugin_key(name) for name in argument_fields())]
+    hints = get_type_hints(LedpoArguments)
+    keys = [*_host_keys(), *(_plugin_key(name, hints) for name in argument_fields())]
     return {key.name: key for section in SECTIONS for key in keys if key.section == section}
 
 
@@ -107,17 +117,18 @@ def _host_keys() -> Iterator[Key]:
         default: Any = False if widget == "checkbox" else AUTO if widget in ("dropdown", "text") else None
         if name == "pref_loss":
             choices, default = pairwise_losses(), "sigmoid"
-        yield Key(name, section, widget, default, choices, help=help, **facts)
+        several = name == "reward_model_type"
+        yield Key(name, section, widget, default, tuple(choices), several, help=help, **facts)
 
 
 def _finite(bound: float) -> float | None:
     return bound if abs(bound) < float("inf") else None
 
 
-def _plugin_key(name: str) -> Key:
+def _plugin_key(name: str, hints: Mapping[str, Any]) -> Key:
     field = argument_fields()[name]
     facts, default = field.metadata, field.default
-    kinds = alternatives(get_type_hints(LedpoArguments)[name])
+    kinds = alternatives(hints[name])
     numeric = int in kinds or float in kinds
     low, high = facts.get("low"), facts.get("high")
     widget: Widget
@@ -138,9 +149,9 @@ def _plugin_key(name: str) -> Key:
         widget,
         blank.get(widget) if default is None else default,
         tuple(facts.get("choices", ())),
-        low,
-        high,
-        facts.get("open_low", False),
+        low=low,
+        high=high,
+        open_low=facts.get("open_low", False),
         help=facts["help"],
     )
 
@@ -180,9 +191,8 @@ def acting(stage: str | None, values: Mapping[str, Any]) -> tuple[str, ...]:
     if loss is None or mode is None:
         return tuple(name for name in form_keys() if name in ("pref_loss", "beta_mode"))
     chosen = {name: values.get(name) or None for name in DECIDING}
-    idle = {*idle_keys(found, loss, mode), *idle_in(chosen, found, mode)}
-    if not found.rollouts:
-        idle |= _ROLLOUT_ONLY
+    idle = {*idle_keys(found, loss, mode), *rollouts.idle_in(chosen, found, mode)}
+    idle |= set(rewards.idle_in(chosen)) if found.rollouts else _ROLLOUT_ONLY
     if not loss.label_smoothing:
         idle.add("dpo_label_smoothing")
     if not found.any_loss:
@@ -191,8 +201,12 @@ def acting(stage: str | None, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def entered(stage: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a form says as recipe keys: those that act and were given a value, also where it is the default."""
-    recipe = {}
+    """Return what a form says as recipe keys: those that act and were given a value, also where it is the default.
+
+    A default stands in a form without anybody having chosen it. So of those only the ones are kept that the plugin
+    would itself fill in, and a form that is left as it is never has a key that acts with none of what is chosen.
+    """
+    said: dict[str, Any] = {}
     for name in acting(stage, values):
         value = values.get(name)
         if isinstance(value, list | tuple):
@@ -200,8 +214,11 @@ def entered(stage: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             value = value.strip()
         if value is not None and value is not False and value != AUTO:
-            recipe[name] = value
-    if not recipe.get("sft_ratio") and "sft_dataset" not in recipe:
-        recipe.pop("sft_ratio", None)
-        recipe.pop("sft_ratio_by", None)
-    return recipe
+            said[name] = value
+    usual = {name for name, value in said.items() if value == form_keys()[name].default}
+    chosen = {name: value for name, value in said.items() if name not in usual}
+    try:
+        kept = resolve_recipe({"stage": stage, **chosen})
+    except (KeyError, TypeError, ValueError):  # the check of the recipe says what is wrong with what was chosen
+        return said
+    return {name: value for name, value in said.items() if name in chosen or name in kept}

@@ -43,6 +43,7 @@ def info(key: Key, lang: str) -> str:
     return f"`{key.name}`: {said}" + (f" ({key.limits})" if key.limits else "")
 
 
+@cache
 def locales() -> dict[str, dict[str, dict[str, str]]]:
     """Return the words of every element of the accordion, as LlamaBoard keeps them: by element, then language."""
     words = _words()
