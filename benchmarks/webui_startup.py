@@ -113,19 +113,8 @@ def report(result: dict) -> str:
     return "\n".join([*lines, "", f"Limit: {LIMIT:.2f}; {verdict}."]) + "\n"
 
 
-def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    pairs: list[dict] = []
-    given_up = 0
-    while len(pairs) < count + 1:
-        try:
-            pairs.append(pair(list(KINDS)[len(pairs) % 2]))
-        except NotStarted as error:
-            given_up += 1
-            print(f"A pair is repeated: {error}", file=sys.stderr)
-            if given_up > count:
-                return 1
-    del pairs[0]  # it filled the caches of files and of compiled modules
+def write(pairs: list[dict]) -> str:
+    """Write what was measured so far; return it as Markdown."""
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -137,7 +126,24 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "startup.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (FOLDER / "startup.md").write_text(report(result), encoding="utf-8")
-    print(report(result))
+    return report(result)
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+    pairs: list[dict] = []  # the first is not counted: it fills the caches of files and of compiled modules
+    given_up = 0
+    while len(pairs) < count + 1:
+        try:
+            pairs.append(pair(list(KINDS)[len(pairs) % 2]))
+        except NotStarted as error:
+            given_up += 1
+            print(f"A pair is repeated: {error}", file=sys.stderr)
+            if given_up > count:
+                return 1
+            continue
+        if len(pairs) > 1:
+            print(write(pairs[1:]), flush=True)
     return 0
 
 
