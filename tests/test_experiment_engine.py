@@ -37,10 +37,10 @@ def numbers(results: Path) -> dict:
     return found
 
 
-def ledpo(*words: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess:
+def ledpo(*words: str, cwd: Path, cache: Path, timeout: float = 600) -> subprocess.CompletedProcess:
     environ = os.environ | {"LEDPO_CACHE": str(cache)}
     command = [str(Path(sys.executable).parent / "ledpo"), *words]
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -321,6 +321,8 @@ def test_reward_models_are_trained_once_by_the_stock_stage(scored):
     assert (results / "prerequisites/reward/train.log").read_text().count("llamafactory-cli train") == 1
     status = ledpo("status", "tiny", cwd=scored, cache=scored / "cache")
     assert "prerequisite reward" in status.stdout
+    dry = ledpo("run", "tiny", "--dry-run", cwd=scored, cache=scored / "cache")
+    assert "Before the runs are trained, once: reward, judge" in dry.stdout
 
 
 def _answers(folder: Path) -> list[dict]:

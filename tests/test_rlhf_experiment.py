@@ -1,6 +1,7 @@
 """The experiment of LEDPO with RLHF on the tiny model: four strategies, one budget of operations, a kill, a report."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -11,8 +12,8 @@ import pytest
 import yaml
 from test_experiment_engine import ledpo, numbers, start, workers_of
 
-from ledpo_plugin.experiments.operations import KINDS, by_kind
-from ledpo_plugin.experiments.signs import REWARD_ROSE, judged, rules
+from ledpo_plugin.experiments.operations import KINDS, by_kind, reward_model_flops
+from ledpo_plugin.experiments.signs import REWARD_ROSE, gain_in_errors, judged, rules
 from ledpo_plugin.usage import Cost, Counts
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def whole(tiny, tmp_path_factory):
     """The reduced experiment and its results."""
     cwd = tmp_path_factory.mktemp("rlhf")
     reduce(tiny, cwd / "tiny")
-    done = ledpo("run", "tiny", cwd=cwd, cache=cwd / "cache")
+    done = ledpo("run", "tiny", cwd=cwd, cache=cwd / "cache", timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd
 
@@ -98,6 +99,10 @@ def test_operations_by_kind_are_those_of_the_plugin_s_own_formula(whole):
     parts = by_kind({"body": 100, "output": 20, "trained": 5, "passes": 2}, told, True)
     assert parts == pytest.approx({"training": 6420, "reference": 1400, "generation": 0, "scoring": 0, "reward": 0})
     assert list(parts) == list(KINDS)
+    trained = {"body": 100, "output": 20, "trained": 5}
+    assert reward_model_flops(trained, 10, {"disable_gradient_checkpointing": True}) == 2 * 10 * (2 * 100 + 20 + 5)
+    assert reward_model_flops(trained, 10, {}) == 2 * 10 * (3 * 100 + 20 + 5)
+    assert reward_model_flops(trained, None, {}) is reward_model_flops(None, 10, {}) is None
 
 
 def test_ppo_goes_on_from_ledpo_s_adapter_and_head_and_is_held_to_the_start(whole):
@@ -143,6 +148,9 @@ def test_the_report_says_it_all(whole):
         assert f"\n## {title}\n" in text
     for title in ("Scores of drawn answers", "Seeds that show a sign", "Operations by kind", "What was trained first"):
         assert f"**{title}**" in text
+    needed = json.loads((whole / RESULTS / "results.json").read_text())["prerequisites"]
+    assert [one["name"] for one in needed] == ["reward", "judge"]
+    assert all(one["flops"] > 0 and one["train_seconds"] > 0 for one in needed)
     assert re.search(
         r"\| Reward model \| PPO, LEDPO, then PPO, LEDPO and PPO in turn \| pairs \| [01]\.\d\d \(heldout\)", text
     )
@@ -170,7 +178,7 @@ def test_killed_while_it_trains_on_rollouts_it_goes_on_and_equals_the_undisturbe
     time.sleep(0.5)
     assert workers_of(tmp_path) == []
     assert not (results / "runs" / variant / "seed-1/result.json").exists()
-    done = ledpo("run", "tiny", cwd=tmp_path, cache=whole / "cache")
+    done = ledpo("run", "tiny", cwd=tmp_path, cache=whole / "cache", timeout=1500)
     assert done.returncode == 0, done.stdout
     assert numbers(results) == numbers(whole / RESULTS)
 
@@ -179,8 +187,8 @@ def test_killed_while_it_trains_on_rollouts_it_goes_on_and_equals_the_undisturbe
 
 
 START = {
-    "reward/win_rate": 0.5,
-    "judge/win_rate": 0.5,
+    "reward/gain_in_errors": 0.0,
+    "judge/gain_in_errors": 0.0,
     "i/nll": 2.0,
     "p/chosen_shift": 0.0,
     "answers/length": 20.0,
@@ -192,7 +200,7 @@ START = {
 @pytest.mark.parametrize(
     "name, key, no, yes",
     [
-        ("judge", "judge/win_rate", 0.45, 0.44),
+        ("judge", "judge/gain_in_errors", -1.0, -1.1),
         ("likelihood", "i/nll", 2.04, 2.05),
         ("chosen", "p/chosen_shift", -0.05, -0.051),
         ("length", "answers/length", 24.0, 24.1),
@@ -207,8 +215,16 @@ def test_signs_are_met_beyond_their_thresholds(name, key, no, yes):
     assert judged(sign, {other: value for other, value in START.items() if other != key}, START) is None
 
 
+def test_a_gain_is_told_in_its_standard_errors():
+    """By hand: gains 1, 2, 3 have mean 2 and standard deviation 1, so a standard error of 1 / sqrt(3)."""
+    assert gain_in_errors([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(2 * math.sqrt(3))
+    assert math.isnan(gain_in_errors([1.0], [0.0]))
+    assert math.isnan(gain_in_errors([1.0, 2.0], [0.0, 1.0]))
+
+
 def test_which_rules_there_are():
-    assert judged(REWARD_ROSE, START | {"reward/win_rate": 0.56}, START)
-    assert not judged(REWARD_ROSE, START | {"reward/win_rate": 0.55}, START)
+    assert judged(REWARD_ROSE, START | {"reward/gain_in_errors": 2.1}, {})
+    assert not judged(REWARD_ROSE, START | {"reward/gain_in_errors": 2.0}, {})
+    assert judged(REWARD_ROSE, {}, {}) is None
     assert "likelihood" not in rules("p", None)
     assert "chosen" not in rules(None, "i")

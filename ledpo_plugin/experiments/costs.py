@@ -5,7 +5,7 @@ from typing import Any
 
 from .collected import Collected, Run, number
 from .metrics import SCORERS
-from .operations import summed
+from .operations import reward_model_flops, summed
 
 USED = (
     "steps",
@@ -60,6 +60,12 @@ def cost_summary(found: Collected) -> dict[str, Any]:
     return rows
 
 
+def _cost(found: Collected) -> Mapping[str, float] | None:
+    """Return what a pass of the model costs, as one of the runs says."""
+    runs = [run for variant in found.variants for run in found.finished(variant)]
+    return next((run.result["cost"] for run in runs if run.result.get("cost")), None)
+
+
 def prerequisite_summary(found: Collected) -> list[dict[str, Any]]:
     """Return what was trained before the runs: what for, on what, how well, and what it cost."""
     rows = []
@@ -81,7 +87,7 @@ def prerequisite_summary(found: Collected) -> list[dict[str, Any]]:
                 "used_by": [variant for variant in found.variants if found.names(variant, place)],
                 "accuracy": figures.get("eval_accuracy"),
                 "train_seconds": figures.get("train_runtime"),
-                "flops": figures.get("total_flos"),
+                "flops": reward_model_flops(_cost(found), result.get("tokens"), result.get("recipe") or {}),
                 "recipe_sha256": result.get("recipe_sha256"),
             }
         )

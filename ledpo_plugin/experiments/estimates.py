@@ -80,6 +80,9 @@ def dry_run(experiment: Experiment, results: Path, runs: Sequence[Run], slots: i
         lines.append(f"{run.name:<36} {phase:<12} {steps:>8} {tokens:>12} {flops:>10} {took:>10}")
     total = None if None in open_seconds else sum(open_seconds) / max(1, min(slots, len(open_seconds)))
     lines.append(f"Time for what is open, {slots} side by side: about {duration(total)}. Nothing was run.")
+    if experiment.prerequisites:
+        names = ", ".join(one.name for one in experiment.prerequisites)
+        lines.append(f"Before the runs are trained, once: {names}, whose time is not in this.")
     if experiment.study is not None:
         lines.append(f"Then a study of the trained models ({experiment.study['kind']}), whose time is not in this.")
     if any(row is not None for row in open_seconds):

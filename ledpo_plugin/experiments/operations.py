@@ -39,6 +39,24 @@ def by_kind(cost: Mapping[str, float] | None, usage: Mapping[str, Any], checkpoi
     return {kind: value * whole / total for kind, value in parts.items()}
 
 
+def reward_model_flops(
+    cost: Mapping[str, float] | None, tokens: float | None, recipe: Mapping[str, Any]
+) -> float | None:
+    """Return the operations of training a reward model by the host's stage rm; None where they cannot be told.
+
+    The host runs the output layer at all positions, and takes no gradient through it.
+
+    Args:
+        cost: of the runs' policy, whose base and adapter the reward model has (see `usage.Cost`).
+        tokens: that were trained on, padding included.
+        recipe: of the reward model.
+    """
+    if cost is None or not tokens:
+        return None
+    passes = 2 if recipe.get("disable_gradient_checkpointing") else 3
+    return 2 * tokens * (passes * cost["body"] + cost["output"] + cost["trained"])
+
+
 def summed(parts: list[dict[str, float] | None]) -> dict[str, float] | None:
     """Return the sums of several trainings' operations by kind; None where one of them is not known."""
     if not parts or None in parts:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 Metrics = Mapping[str, float]
-WON = 0.05  # how far a win rate must be from one half to count as up or down
+# A score rose or fell if its mean change over the prompts is so many of its standard errors: the reward's rise must be
+# clear, the judge's fall is a warning already.
+ROSE, FELL = 2.0, -1.0
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ def _shrunk(name: str, factor: float) -> Callable[[Metrics, Metrics], bool]:
 
 
 REWARD_ROSE = Sign(
-    f"share of prompts won against the start by the reward model is over {0.5 + WON:g}",
+    f"the answers' reward is above the start's, mean over prompts, by over {ROSE:g} standard errors of that mean",
     "the reward rose",
-    ("reward/win_rate",),
-    lambda run, start: run["reward/win_rate"] > 0.5 + WON,
+    ("reward/gain_in_errors",),
+    lambda run, start: run["reward/gain_in_errors"] > ROSE,
 )
 
 
@@ -49,10 +53,10 @@ def rules(dataset: str | None, instructions: str | None) -> dict[str, Sign]:
     nll, shift = f"{instructions}/nll", f"{dataset}/chosen_shift"
     found = {
         "judge": Sign(
-            f"share of prompts won against the start by the judge is under {0.5 - WON:g}",
-            "the judge's win rate fell",
-            ("judge/win_rate",),
-            lambda run, start: run["judge/win_rate"] < 0.5 - WON,
+            f"the judge's score is below that of the start's answers by over {-FELL:g} standard error of the mean",
+            "the judge's score fell",
+            ("judge/gain_in_errors",),
+            lambda run, start: run["judge/gain_in_errors"] < FELL,
         ),
         "likelihood": Sign(
             "NLL of held-out instructions is over 1.02 times the start's",
@@ -89,16 +93,27 @@ def rules(dataset: str | None, instructions: str | None) -> dict[str, Sign]:
     return {name: sign for name, sign in found.items() if not unknown.get(name)}
 
 
+def gain_in_errors(scores: np.ndarray, start: np.ndarray) -> float:
+    """Return the mean gain [] of scores over the start's [N], prompt by prompt, in its standard errors.
+
+    nan for fewer than two prompts, or where all gains are the same.
+    """
+    gains = np.asarray(scores, dtype=np.float64) - np.asarray(start, dtype=np.float64)
+    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return float(gains.mean() / error) if error > 0 else math.nan
+
+
 def judged(sign: Sign, run: Metrics, start: Metrics) -> bool | None:
     """Return whether a run shows a sign; None where what it needs was not measured."""
-    if any(not math.isfinite(side.get(name, math.nan)) for name in sign.needs for side in (run, start)):
+    both = [run, start] if not sign.needs[0].endswith("/gain_in_errors") else [run]  # which has no start of its own
+    if any(not math.isfinite(side.get(name, math.nan)) for name in sign.needs for side in both):
         return None
     return bool(sign.met(run, start))
 
 
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {
-        "judge": "Judge's win rate fell",
+        "judge": "Judge's score fell",
         "likelihood": "Instructions less likely",
         "chosen": "Chosen answers less likely",
         "length": "Answers longer",

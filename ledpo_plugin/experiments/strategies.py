@@ -8,7 +8,8 @@ import numpy as np
 
 from .behaviour import main_dataset
 from .collected import Collected, Run, number
-from .signs import REWARD_ROSE, judged, rules
+from .metrics import SCORERS
+from .signs import REWARD_ROSE, gain_in_errors, judged, rules
 from .stats import mean_interval
 from .words import count, listed
 
@@ -49,12 +50,23 @@ def _start(found: Collected, run: Run) -> Mapping[str, float]:
     return base.metrics if base is not None else {}
 
 
+def _final(found: Collected, run: Run) -> Mapping[str, float]:
+    """Return a run's metrics at the end, with the gain of each score over the start's answers in standard errors."""
+    made = dict(run.result.get("final") or {})
+    base = found.bases.get(str(run.result.get("base")))
+    for role in SCORERS:
+        ours, theirs = run.items("scores", role), base.items("scores", role) if base is not None else None
+        if ours is not None and theirs is not None and ours["score"].shape == theirs["score"].shape:
+            made[f"{role}/gain_in_errors"] = gain_in_errors(ours["score"], theirs["score"])
+    return made
+
+
 def _signs(found: Collected, variant: str, signs: Mapping[str, Any]) -> dict[str, Any]:
     """Return for each rule the seeds that were judged by it and those that met it."""
     row: dict[str, Any] = {"seeds": [run.seed for run in found.finished(variant)]}
     for name, sign in {"reward": REWARD_ROSE, **signs}.items():
         told = {
-            run.seed: judged(sign, run.result.get("final") or {}, _start(found, run)) for run in found.finished(variant)
+            run.seed: judged(sign, _final(found, run), _start(found, run)) for run in found.finished(variant)
         }
         row[name] = {
             "judged": [seed for seed, met in told.items() if met is not None],
@@ -73,7 +85,9 @@ def _words(label: str, row: Mapping[str, Any], signs: Mapping[str, Any]) -> str:
     text = f"{label}: the reward rose in {len(rose)} of {count(seeds, 'seed')}"
     named = [f"{signs[name].words} (in {len(those)})" for name, those in gamed.items() if those]
     if named:
-        return f"{text}, and in these {listed(named)}: signs that the reward was gamed."
+        few = max(len(those) for those in gamed.values()) * 2 <= seeds
+        doubt = ", or chance, as half of the seeds at most show it" if few else ""
+        return f"{text}, and while it did {listed(named)}: signs that the reward was gamed{doubt}."
     others = {name: row[name]["met"] for name in signs if row[name]["met"]}
     if others:
         what = listed([f"{signs[name].words} (in {len(those)})" for name, those in others.items()])

@@ -169,7 +169,7 @@ def prerequisites_table(summary: Mapping[str, Any]) -> Table | None:
     note = (
         "Trained once, by LLaMA-Factory's stage rm, the same for all; its cost is in no run's budget. Only the named "
         "variants need it to train. Accuracy: share of held-out pairs whose chosen answer scores higher, which is what "
-        "its verdicts are worth; one half is chance. Operations as the host estimates them, 6 per weight and token."
+        "its verdicts are worth; one half is chance. Operations are estimated like those of the runs."
     )
     head = ("What", "Trained on by", "Its data", "Held-out accuracy", "Operations", "Training", "Note")
     return Table("What was trained first", head, rows, note=note, text_columns=(1, 2, 3, 6))

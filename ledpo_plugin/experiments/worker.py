@@ -116,7 +116,8 @@ def _prerequisite(folder: Path, job: Mapping[str, Any], lock: int) -> None:
         write_state(folder, "training", STARTED)
         call(folder, job["processes"], lock)
         write_json(folder / TRAINED, {"ended": now()})
-    figures = read_json(folder / TRAIN / "all_results.json")
+    figures = read_json(folder / TRAIN / "all_results.json") or {}
+    state = read_json(folder / TRAIN / "trainer_state.json") or {}
     result = {
         "format": FORMAT,
         "prerequisite": job["name"],
@@ -124,7 +125,8 @@ def _prerequisite(folder: Path, job: Mapping[str, Any], lock: int) -> None:
         "recipe_sha256": recipe_hash({key: value for key, value in recipe.items() if key != "output_dir"}),
         "ended": now(),
         "provenance": provenance(recipe, []),
-        "figures": {key: value for key, value in (figures or {}).items() if isinstance(value, int | float)},
+        "figures": {key: value for key, value in figures.items() if isinstance(value, int | float)},
+        "tokens": state.get("num_input_tokens_seen") or None,  # None: the recipe does not have them counted
     }
     write_json(folder / RESULT, result)
 
@@ -214,6 +216,7 @@ def _measure(folder: Path, job: Mapping[str, Any], trainings: list[Training]) ->
             "measure_seconds": measured["measure_seconds"],
             "measure_tokens": measured["generated_tokens"],
         },
+        "cost": measured["cost"],
         "training": rows,
         "unreadable_log_lines": sum(read_lines(one.folder / TRAIN / "trainer_log.jsonl")[1] for one in trainings),
         "checkpoints": measured["checkpoints"],
