@@ -174,13 +174,6 @@ def others(ui: Ui) -> list[psutil.Process]:
     return found
 
 
-def came_up(ui: Ui) -> bool:
-    """Return whether it is there to stay: gradio gives up where its own page takes more than three seconds to come."""
-    wait_for(lambda: "To create a public link" in ui.log.read_text() or ui.process.poll() is not None)
-    assert ui.process.poll() is None or "localhost is not accessible" in ui.log.read_text(), ui.log.read_text()
-    return ui.process.poll() is None
-
-
 @pytest.fixture
 def begin():
     """Start web UIs; none of them, and nothing that they started, is left behind."""
@@ -188,12 +181,9 @@ def begin():
         started = []
 
         def start(folder: Path, cache: Path) -> Ui:
-            for _ in range(5):
-                # BROWSER: the host opens one by itself
-                started.append(stack.enter_context(running_ui(folder, LEDPO_CACHE=str(cache), BROWSER="true")))
-                if came_up(started[-1]):
-                    return started[-1]
-            raise AssertionError(started[-1].log.read_text())
+            # BROWSER: the host opens one by itself
+            started.append(stack.enter_context(running_ui(folder, LEDPO_CACHE=str(cache), BROWSER="true")))
+            return started[-1]
 
         yield start
         for ui in started:
@@ -310,7 +300,7 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     for process in victims:
         process.kill()
     wait_for(lambda: others(ui) == [], 20)
-    assert background.at_work(results) is None
+    wait_for(lambda: background.at_work(results) is None, 20)
 
     ui = begin(cwd, cache)
     tab = Tab(browser, ui)
