@@ -42,7 +42,10 @@ def test_every_run_finished_and_kept_to_the_budget(name):
     seeds = {}
     for run in found["runs"]:
         seeds.setdefault(run["variant"], set()).add(run["seed"])
-        assert run["budget"]["used"] == run["budget"]["amount"] == found["budget"]["amount"]
+        used, amount = run["budget"]["used"], run["budget"]["amount"]
+        assert amount == found["budget"]["amount"]
+        # Operations end a run after the step in which they are used up, which may be one with a rollout.
+        assert amount <= used <= 1.1 * amount if found["budget"]["unit"] == "flops" else used == amount
         assert run["unreadable_log_lines"] == 0
     assert min(map(len, seeds.values())) >= 3
     declared = DEFINITIONS[name]["profiles"]["cpu"]
