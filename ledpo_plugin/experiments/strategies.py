@@ -65,9 +65,7 @@ def _signs(found: Collected, variant: str, signs: Mapping[str, Any]) -> dict[str
     """Return for each rule the seeds that were judged by it and those that met it."""
     row: dict[str, Any] = {"seeds": [run.seed for run in found.finished(variant)]}
     for name, sign in {"reward": REWARD_ROSE, **signs}.items():
-        told = {
-            run.seed: judged(sign, _final(found, run), _start(found, run)) for run in found.finished(variant)
-        }
+        told = {run.seed: judged(sign, _final(found, run), _start(found, run)) for run in found.finished(variant)}
         row[name] = {
             "judged": [seed for seed, met in told.items() if met is not None],
             "met": [seed for seed, met in told.items() if met],
