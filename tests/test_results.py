@@ -67,6 +67,20 @@ def test_studies_have_all_their_methods_and_settings():
     assert study["provenance"]["versions"]["torch"]
 
 
+def test_four_strategies_at_equal_operations_with_what_they_were_spent_on():
+    found = results("ledpo_rlhf_combination")
+    assert set(found["labels"]) == {"ledpo", "ppo", "sequential", "alternating"}
+    assert all(row["off"] == [] for row in found["budget"]["variants"].values())
+    for name, cost in found["cost"].items():
+        assert sum(cost["by_kind"].values()) * cost["runs"] == pytest.approx(cost["flops"])
+        assert (cost["by_kind"]["generation"] > 0) == (name != "ledpo")
+        assert found["strategies"]["signs"][name]["reward"]["judged"] == [1, 2, 3]
+    assert [one["name"] for one in found["prerequisites"]] == ["reward", "judge"]
+    for one in found["prerequisites"]:
+        assert 0 <= one["accuracy"] <= 1
+        assert one["train_seconds"] > 0
+
+
 def test_at_least_four_losses():
     recipes = set(results("loss_variants_impact")["labels"])
     assert len(recipes & {"dpo", "ledpo", "ipo", "orpo", "simpo", "kto"}) >= 4

@@ -10,7 +10,7 @@ from . import plots, tables, words
 from .blocks import Paragraph, Plots, Samples, Section, Terms, Verbatim
 from .collected import Collected, Run
 from .plain_text import shortened
-from .strategy_report import strategy_sections
+from .strategy_report import doubts, strategy_sections
 
 MOST_SAMPLES = 8
 MOST_CHARACTERS = 3000  # of a generated text
@@ -67,7 +67,7 @@ def _notices(found: Collected, summary: Mapping[str, Any]) -> list[Paragraph]:
     unread = sum(row["unreadable_log_lines"] for each in summary["stability"].values() for row in each["runs"])
     if unread:
         notices.append(f"{words.count(unread, 'line')} of training logs could not be read; curves lack those steps.")
-    notices += summary["provenance"]["warnings"]
+    notices += doubts(summary) + summary["provenance"]["warnings"]
     return [Paragraph(text, "warning") for text in notices]
 
 

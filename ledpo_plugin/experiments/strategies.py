@@ -127,7 +127,10 @@ def _rollouts(runs: tuple[Run, ...]) -> dict[str, Any] | None:
         series = [values for values in series if values]
         for way in ways if series else ():
             found[f"{key} {way}"] = mean_interval([_one(values, way) for values in series])
-    return found or None
+    if not found:
+        return None
+    answers = [(run.result.get("usage") or {}).get("answers") for run in runs]
+    return {"answers": [number(value) for value in answers if value is not None], **found}
 
 
 def _one(values: list[float], way: str) -> float:

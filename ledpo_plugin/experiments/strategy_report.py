@@ -10,7 +10,19 @@ from .operations import KINDS
 from .signs import COLUMNS
 from .words import NONE, SPACE
 
+GOOD = 0.65  # accuracy on held-out pairs, below which a reward model's numbers are doubted aloud
 NEARLY_ALL = 0.8  # share of the start's answers that are cut off, from which on their length says little
+
+
+def doubts(summary: Mapping[str, Any]) -> list[str]:
+    """Return what must be known of the reward models before any of their numbers is read."""
+    texts = []
+    for one in summary["prerequisites"]:
+        if one["accuracy"] is not None and one["accuracy"] < GOOD:
+            right = f"{one['accuracy']:.2f} of the held-out pairs ({one['evaluated_on']})"
+            what = "what is gained or lost by it" if "reward" in one["roles"] else "its verdicts"
+            texts.append(f"{one['label']}: it is right on {right}, where chance is 0.50: {what} may mean little.")
+    return texts
 
 
 def strategy_sections(summary: Mapping[str, Any]) -> list[Section]:
@@ -84,8 +96,8 @@ def signs_table(summary: Mapping[str, Any]) -> Table:
     told = {"reward": "Reward rose", **COLUMNS}
     rules = "; ".join(f"{told[name]}: {found['rules'][name]}" for name in ("reward", *names))
     note = (
-        f"Seeds that show it, of those measured, at the end of training. {rules}. The thresholds were set before the "
-        "runs; a sign that one of few seeds shows may be chance."
+        f"Seeds that show it, of those measured, at the end of training. {rules}. A sign that one of few seeds shows "
+        "may be chance."
     )
     return Table("Seeds that show a sign", head, rows, note=note)
 
@@ -95,9 +107,9 @@ def rollouts_table(summary: Mapping[str, Any]) -> Table | None:
     found = summary["strategies"]["rollouts"]
     if not found:
         return None
-    names = list(dict.fromkeys(name for row in found.values() for name in row))
+    names = list(dict.fromkeys(name for row in found.values() for name in row if name != "answers"))
     rows = [
-        (summary["labels"][variant], *(words.estimate(row.get(name)) for name in names))
+        (summary["labels"][variant], words.spread(row["answers"]), *(words.estimate(row.get(name)) for name in names))
         for variant, row in found.items()
     ]
     note = (
@@ -105,7 +117,7 @@ def rollouts_table(summary: Mapping[str, Any]) -> Table | None:
         "[95 % t-interval over seeds]. kl/sequence: nats per answer; policy/entropy: mean surprise of the drawn "
         "tokens."
     )
-    return Table("Rollouts while training", ("Variant", *names), rows, note=note)
+    return Table("Rollouts while training", ("Variant", "Answers", *names), rows, note=note)
 
 
 def efficiency_table(summary: Mapping[str, Any]) -> Table:
@@ -160,7 +172,7 @@ def prerequisites_table(summary: Mapping[str, Any]) -> Table | None:
         return None
     rows = []
     for one in found:
-        used = ", ".join(summary["labels"].get(name, name) for name in one["used_by"]) or "measuring alone"
+        used = "; ".join(summary["labels"].get(name, name) for name in one["used_by"]) or "measuring alone"
         held_out = NONE if one["accuracy"] is None else f"{one['accuracy']:.2f} ({one['evaluated_on']})"
         took = words.seconds(one["train_seconds"])
         rows.append(
