@@ -209,8 +209,8 @@ def markdown(result: dict) -> str:
         "These limits are not those of the first attempt. There they were 15 % and a gain of 0.9, and GRPO, started at "
         "kl_coef 0.6, missed both with one seed of five (KL 0.839, gain 0.870). Its kl_coef was then raised to 0.9 and "
         "the limits were widened for all, and the same seeds were run again; PPO and RLOO, unchanged, met the first "
-        "limits, too. With kl_control beta, GRPO at kl_coef = pref_beta ran into the most KL that the adapter can have, "
-        "in the wrong order of beta (rank correlation 0.79), and was run again with kl_coef 0.9.",
+        "limits, too. With kl_control beta, GRPO at kl_coef = pref_beta ran into the most KL that the adapter can "
+        "have, in the wrong order of beta (rank correlation 0.79), and was run again with kl_coef 0.9.",
         "",
         f"The rest is mostly the adapter's, not sampling's: by exact gradient ascent, without a single sample, the "
         f"same LoRA reaches efficiency {top['efficiency']:.3f} (KL {top['kl']:.2f}).",

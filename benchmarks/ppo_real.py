@@ -1,6 +1,8 @@
 """PPO on a real model with a real reward model: does the reward rise on held-out prompts, and how far does KL go?
 
-    python benchmarks/ppo_real.py             about 25 minutes on 2 cores (an estimate: not run to its end yet); needs `ledpo quickstart prepare`
+    python benchmarks/ppo_real.py    needs `ledpo quickstart prepare`
+
+It takes about 25 minutes on 2 cores; an estimate, since it was not run to its end yet.
 
 The reward model is trained by LLaMA-Factory's own stage rm on real preference pairs, the policy by stage ledpo_ppo on
 their prompts, both through the stock `llamafactory-cli train`; finished runs are kept and not run again. The policy is

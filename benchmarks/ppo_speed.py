@@ -1,6 +1,8 @@
 """An iteration of stage ledpo_ppo against one of TRL's PPOTrainer, side by side in one run.
 
-    python benchmarks/ppo_speed.py             about 20 minutes on 2 cores (an estimate: not run to its end yet); needs `ledpo quickstart prepare`
+    python benchmarks/ppo_speed.py    needs `ledpo quickstart prepare`
+
+It takes about 20 minutes on 2 cores; an estimate, since it was not run to its end yet.
 
 An iteration is a rollout and the optimizer steps on it. Every contender is a process of its own that loads the same
 policy, the same reward model (LoRA and value head, from LLaMA-Factory's own stage rm) and the same tokenized prompts in
