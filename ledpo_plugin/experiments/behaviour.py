@@ -224,11 +224,16 @@ def _series(run: Run, key: str) -> tuple[list[int], list[float]]:
 
 
 def _measured(found: Collected, variant: str, metric: str) -> dict[str, list[Any]]:
-    """Line up the seeds' measurements by their number: steps may differ where tokens or FLOPs are the budget."""
-    seeds = [points(found, run, metric) for run in found.finished(variant)]
+    """Line up the seeds' measurements by their number: steps may differ where tokens or FLOPs are the budget.
+
+    The last one of each is the end of its training, and stands with the others' ends; of those before it as many are
+    shown as every seed has.
+    """
+    seeds = [rows for run in found.finished(variant) if (rows := points(found, run, metric))]
+    before = min((len(rows) - 1 for rows in seeds), default=0)
     rows = []
-    for index in range(max(map(len, seeds), default=0)):
-        here = [seed[index] for seed in seeds if len(seed) > index and math.isfinite(seed[index]["value"])]
+    for index in [*range(before), -1]:
+        here = [seed[index] for seed in seeds if math.isfinite(seed[index]["value"])]
         if here:
             values = [row["value"] for row in here]
             rows.append(
