@@ -30,6 +30,7 @@ def numbers(results: Path) -> dict:
         for key in ELSEWHERE:
             result.pop(key, None)
         result["usage"] = {k: v for k, v in result["usage"].items() if k not in (*ELSEWHERE, *CACHE)}
+        result["phases"] = [{k: v for k, v in one.items() if k != "seconds"} for one in result["phases"]]
         result["training"] = [
             {k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k} for row in result["training"]
         ]
