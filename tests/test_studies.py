@@ -113,7 +113,7 @@ def train_all(experiment, results: Path) -> None:
         write_run(base, {"kind": "base", "evaluation": dict(experiment.evaluation), "cwd": str(Path.cwd())})
         assert work(base.folder) == 0
     for run in runs:
-        write_run(run, job_of(experiment, run))
+        write_run(run, job_of(experiment, run, results))
         train(dict(run.recipe))
         write_json(run.folder / TRAINED, {})
         assert work(run.folder) == 0
