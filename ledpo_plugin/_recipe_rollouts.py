@@ -231,12 +231,19 @@ def _check_schedule(recipe: Reading) -> Iterator[Problem]:
         yield problem("alternate_schedule", text, why, fix)
 
 
-def _check_backend(recipe: Reading) -> Iterator[Problem]:
-    if recipe.raw.get("rollout_backend") != "vllm":
-        return
-    if importlib.util.find_spec("vllm") is None:
+def check_backend_installed(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem if what shall generate the answers is not on this machine."""
+    if _by_vllm(recipe) and importlib.util.find_spec("vllm") is None:
         why = "vLLM is not installed here"
         yield problem("rollout_backend", "vllm", why, "pip install vllm, or set rollout_backend: hf")
-    if recipe.text("finetuning_type") != "lora":
+
+
+def _by_vllm(recipe: Reading) -> bool:
+    generates = recipe.stage is not None and recipe.stage.rollouts
+    return generates and recipe.raw.get("rollout_backend") == "vllm"
+
+
+def _check_backend(recipe: Reading) -> Iterator[Problem]:
+    if _by_vllm(recipe) and recipe.text("finetuning_type") != "lora":
         why = "vLLM gets the policy's weights as a LoRA adapter"
         yield problem("rollout_backend", "vllm", why, "set finetuning_type: lora, or rollout_backend: hf")

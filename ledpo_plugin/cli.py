@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="check recipes and experiments without loading a model")
     validate.add_argument("recipes", nargs="+", help="recipes, folders of experiments, or folders of either")
-    validate.add_argument("--no-files", action="store_true", help="do not ask whether models and data are there")
+    validate.add_argument("--no-files", action="store_true", help="do not ask what is on this machine")
     validate.set_defaults(run_command=_validate)
 
     cache = commands.add_parser("cache", help="compute what the reference model says of a recipe's data, once for all")

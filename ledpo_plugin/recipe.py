@@ -59,12 +59,12 @@ def check_recipe(
         raw: the recipe as read from YAML or the command line.
         host_keys: every recipe key that the host and the plugin take, with its type annotation.
         environ: the environment variables of the run.
-        with_files: False leaves out whether models, adapters and data are there.
+        with_files: False leaves out whether models, adapters, data and packages are there.
     """
     if not isinstance(raw, Mapping):
         return [problem("recipe", raw, "a recipe is a mapping of keys to values", "write lines such as 'stage: ledpo'")]
     recipe = read(raw, host_keys, environ)
-    checks = CHECKS if with_files else [check for check in CHECKS if check not in OF_FILES]
+    checks = CHECKS if with_files else [check for check in CHECKS if check not in OF_MACHINE]
     return [found for check in checks for found in check(recipe)]
 
 
@@ -106,6 +106,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     mixture.check_mixture,
     mixture.check_budget,
     rollouts.check_rollouts,
+    rollouts.check_backend_installed,
     rewards.check_rewards,
     files.check_models,
     files.check_adapters,
@@ -117,7 +118,8 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
 )
 
 
-OF_FILES = (
+OF_MACHINE = (
+    rollouts.check_backend_installed,
     files.check_models,
     files.check_adapters,
     files.check_beta_head,

@@ -138,15 +138,8 @@ def test_variants_differ_in_what_they_declare(name):
     assert seen == {variant: set((entry or {}).get("changes", [])) for variant, entry in definition["variants"].items()}
 
 
-@pytest.fixture
-def with_vllm(tmp_path, monkeypatch):
-    """A machine that has vLLM, for the recipes that want it: nothing of it is called."""
-    (tmp_path / "vllm.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-
 @each_recipe
-def test_recipe_is_good(name, profile, variant, host_keys, with_vllm):
+def test_recipe_is_good(name, profile, variant, host_keys):
     recipe = _read(RECIPES[name, profile, variant])
     own = EXPERIMENTS[name]["profiles"][profile]
     gpus = own["resources"]["gpus"]

@@ -55,7 +55,7 @@ def read_experiment(
         profile: name of one of its profiles.
         host_keys: every recipe key that the host and the plugin take, with its type annotation.
         environ: the environment variables of the runs; left out: this process's.
-        with_files: whether models and data must be there; left out: unless `ledpo run` will make them first.
+        with_files: whether models, data and packages must be there; left out: unless `ledpo run` will make them first.
 
     Raises:
         ExperimentError: it cannot run as it is; every problem is listed.
