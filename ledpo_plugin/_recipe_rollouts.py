@@ -63,7 +63,7 @@ def idle_in(raw: Mapping[str, Any], stage: Stage, mode: str) -> dict[str, tuple[
 
 
 def check_rollouts(recipe: Reading) -> Iterator[Problem]:
-    """Yield what is wrong with a recipe of a stage that trains on rollouts."""
+    """Yield a problem for what cannot work in a stage that trains on rollouts."""
     if recipe.stage is None or not recipe.stage.rollouts or recipe.mode is None:
         return
     yield from _check_effect(recipe)

@@ -344,7 +344,7 @@ COMBINATIONS = (
     idle("ld_alpha", 0.5, KTO, "it acts on pairs", "remove it"),
     idle("ref_model", "{root}/other", SIMPO, "the loss simpo needs no reference model", "remove it"),
     idle("ref_model_adapters", "{root}/adapter", {}, "no ref_model is set", "remove it, or set ref_model"),
-    idle("ppo_epochs", 4, {}, "it belongs to stage ppo", "remove it"),
+    idle("ppo_epochs", 4, {}, "it acts in ledpo_ppo or ledpo_alternate", "remove it"),
     idle("compute_accuracy", True, {}, "it belongs to stage sft", "remove it"),
     idle(
         "pref_ftx",
