@@ -128,7 +128,7 @@ def trl_trainer(**attributes):
     )
 
 
-def trl_grpo_loss(batch, advantages, loss_type, beta, clip=0.2):
+def trl_grpo_loss(batch, advantages, beta, clip=0.2):
     """TRL's GRPOTrainer._compute_loss, unbound, on our log-probabilities."""
     trainer = trl_trainer(
         top_entropy_quantile=1.0,
@@ -137,7 +137,7 @@ def trl_grpo_loss(batch, advantages, loss_type, beta, clip=0.2):
         epsilon_low=clip,
         epsilon_high=clip,
         use_vllm=False,
-        loss_type=loss_type,
+        loss_type="bnpo",
         current_gradient_accumulation_steps=1,
         _get_per_token_logps_and_entropies=lambda *_, **__: (batch.logps, torch.zeros_like(batch.logps)),
     )

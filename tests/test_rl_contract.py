@@ -16,7 +16,6 @@ from ledpo_plugin.rl._common import LARGEST_EXPONENT
 from ledpo_plugin.rl.advantages import RunningMoments, gae, group_normalised, leave_one_out, masked_whiten
 from ledpo_plugin.rl.kl import KL_ESTIMATORS, kl_per_token, penalised_rewards
 from ledpo_plugin.rl.objectives import (
-    answer_mean,
     approx_kl,
     clipped_surrogate,
     clipped_value_loss,
@@ -52,13 +51,12 @@ FUNCTIONS = {
         ("values", "old_values", "returns"), ("values",),
     ),
     "token_mean": (lambda b: (token_mean(b.values, b.mask),), ("values",), ("values",)),
-    "answer_mean": (lambda b: (answer_mean(b.values, b.mask),), ("values",), ("values",)),
     "approx_kl": (lambda b: (approx_kl(b.logps, b.old_logps, b.mask),), ("logps", "old_logps"), ()),
     "explained_variance": (
         lambda b: (explained_variance(b.values, b.returns, b.mask),), ("values", "returns"), (),
     ),
 }  # fmt: skip
-BATCHWISE = {"masked_whiten", "token_mean", "answer_mean", "approx_kl", "explained_variance"}
+BATCHWISE = {"masked_whiten", "token_mean", "approx_kl", "explained_variance"}
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 

@@ -37,7 +37,6 @@ from ledpo_plugin.rl._common import LARGEST_EXPONENT, moments
 from ledpo_plugin.rl.advantages import RunningMoments, gae, group_normalised, leave_one_out, masked_whiten
 from ledpo_plugin.rl.kl import KL_ESTIMATORS, KlCoefficient, kl_per_token, penalised_rewards
 from ledpo_plugin.rl.objectives import (
-    answer_mean,
     approx_kl,
     clipped_surrogate,
     clipped_value_loss,
@@ -521,22 +520,21 @@ def test_losses_and_what_is_watched_are_those_of_trls_ppo(seed, clip, value_clip
         close(ours, expected)
 
 
-@pytest.mark.parametrize("loss_type, mean", [("grpo", answer_mean), ("bnpo", token_mean)])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_losses_are_those_of_trls_grpo(loss_type, mean, beta):
-    """Clipped surrogate plus beta k3 with gradient, and both reductions. No row is empty: TRL counts those as 0."""
+def test_losses_are_those_of_trls_grpo(beta):
+    """Clipped surrogate plus beta k3 with gradient, mean over tokens. No row is empty: TRL counts those as 0."""
     batch = rollout(lengths=TRL_LENGTHS)
     batch.logps.requires_grad_()
-    theirs = trl_grpo_loss(batch, batch.scores, loss_type, beta)
+    theirs = trl_grpo_loss(batch, batch.scores, beta)
     losses = clipped_surrogate(batch.logps, batch.old_logps, batch.scores, batch.mask, 0.2).losses
     losses = losses + beta * kl_per_token(batch.logps, batch.reference_logps, "k3", mask=batch.mask)
-    ours = mean(losses, batch.mask)
+    ours = token_mean(losses, batch.mask)
     close(ours, theirs)
     close(*(torch.autograd.grad(x, batch.logps)[0] for x in (ours, theirs)))
 
 
 def test_gradients_of_the_losses():
-    """By finite differences: the surrogate in logps, the value loss in values, both reductions."""
+    """By finite differences: the surrogate in logps, the value loss in values, the mean over tokens."""
     batch = rollout()
     logps, values = batch.logps.requires_grad_(), batch.values.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -545,8 +543,7 @@ def test_gradients_of_the_losses():
     assert torch.autograd.gradcheck(
         lambda x: clipped_value_loss(x, batch.old_values, batch.returns, batch.mask, 0.2).losses, values
     )
-    for mean in (token_mean, answer_mean):
-        assert torch.autograd.gradcheck(lambda x, mean=mean: mean(x, batch.mask), values)
+    assert torch.autograd.gradcheck(lambda x: token_mean(x, batch.mask), values)
 
 
 def test_the_first_step_is_the_policy_gradient():
@@ -581,43 +578,40 @@ def test_data_of_the_rollout_gets_no_gradient():
     assert not any(x.requires_grad for x in without)
 
 
-# --- Reductions and what is watched ----------------------------------------------------------------------------------
+# --- The mean over tokens and what is watched ------------------------------------------------------------------------
 
 
-def test_means_by_hand():
-    """Rows 1, 2, 3 and 6: over tokens 12 / 4 = 3; over answers (2 + 6) / 2 = 4. The row without tokens is no answer."""
+def test_mean_by_hand():
+    """Rows 1, 2, 3 and 6: 12 / 4 = 3."""
     values, mask = tensor([1, 2, 3], [6, NAN, NAN], [NAN, NAN, NAN]), mask_of((3, 1, 0), 3)
     close(token_mean(values, mask), 3.0)
-    close(answer_mean(values, mask), 4.0)
     close(token_mean(values, mask), trl_masked_mean(torch.nan_to_num(values), mask))
     close(token_mean(values, mask, count=8), 1.5)
-    close(answer_mean(values, mask, count=torch.tensor(4)), 2.0)
+    close(token_mean(values, mask, count=torch.tensor(8)), 1.5)
 
 
-@pytest.mark.parametrize("mean, count", [(token_mean, lambda m: m.sum()), (answer_mean, lambda m: m.any(1).sum())])
-def test_parts_of_a_step_add_up_to_its_mean(mean, count):
+def test_parts_of_a_step_add_up_to_its_mean():
     batch = rollout()
     parts = zip(batch.values.split(2), batch.mask.split(2), strict=True)
-    close(sum(mean(v, m, count=count(batch.mask)) for v, m in parts), mean(batch.values, batch.mask))
+    count = batch.mask.sum()
+    close(sum(token_mean(v, m, count=count) for v, m in parts), token_mean(batch.values, batch.mask))
 
 
-@pytest.mark.parametrize("mean", [token_mean, answer_mean])
-def test_averaged_parts_may_share_less_than_one_token_each(mean):
+def test_averaged_parts_may_share_less_than_one_token_each():
     """One token of 5 in eight parts: each divides by 1/8, and their average is 5."""
     values, masks = torch.full((8, 1, 1), 5.0), torch.arange(8).view(8, 1, 1) == 3
     for share in (0.125, torch.tensor(0.125)):
-        parts = [mean(value, mask, count=share) for value, mask in zip(values, masks, strict=True)]
+        parts = [token_mean(value, mask, count=share) for value, mask in zip(values, masks, strict=True)]
         assert sum(parts) / 8 == 5
 
 
 def test_nothing_to_average_is_zero():
     """With a gradient of 0, so that a rank whose answers all failed can still take part in the backward pass."""
     values, none = noise(0, 2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.bool)
-    for mean in (token_mean, answer_mean):
-        for count in (None, 0, torch.tensor(0)):
-            found = mean(values, none, count=count)
-            assert found == 0
-            assert (torch.autograd.grad(found, values)[0] == 0).all()
+    for count in (None, 0, torch.tensor(0)):
+        found = token_mean(values, none, count=count)
+        assert found == 0
+        assert (torch.autograd.grad(found, values)[0] == 0).all()
     assert approx_kl(values, values, none) == explained_variance(values, values, none) == 0
 
 

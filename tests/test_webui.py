@@ -141,6 +141,36 @@ def test_a_run_is_filled_in_previewed_started_and_watched_to_its_end(board, tiny
         assert drawn[: len(logged)] == logged, key  # the state is written before the evaluation at the end
 
 
+@pytest.mark.parametrize(
+    "title, stage, schedule", [("LEDPO PPO", "ledpo_ppo", None), ("LEDPO and PPO", "ledpo_alternate", "2:4")]
+)
+def test_rollouts_are_trained_on_rewards(board, tiny, uis, title, stage, schedule):
+    shutil.copy(Path(__file__).with_name("rl_rewards.py"), uis[0].folder)
+    _ready(board, tiny, stage, title)
+    board.fill(board.field("Extra arguments"), json.dumps(json.loads(QUICK) | {"max_steps": 12}))
+    board.fill(board.field("Gradient accumulation"), "1")
+    board.fill(board.field("Logging steps"), "1")
+    board.choose(board.key("reward_model_type"), "function")
+    board.press("Preview command")
+    assert "reward_model: " in board.said("The recipe has 1 problem")
+    board.fill(board.key("reward_model"), "rl_rewards:lower_case")
+    for key, value in {"max_new_tokens": "6", "ppo_buffer_size": "2", "ppo_epochs": "2", "kl_coef": "0.2"}.items():
+        board.fill(board.key(key), value)
+    if schedule:
+        board.fill(board.key("alternate_schedule"), schedule)
+    board.press("Start")
+    board.said("^Finished", timeout=240)
+    board.page.locator("#ledpo_viewer img").wait_for()
+    written = _written(uis[0], stage)
+    form = {"stage": stage, "reward_model": "rl_rewards:lower_case", "max_new_tokens": 6, "kl_coef": 0.2}
+    assert {key: written.get(key) for key in form} == form
+    assert written.get("alternate_schedule") == schedule
+    rows = read_live_log(log_path(uis[0].folder / "saves/Custom/lora" / stage))
+    rewards = [row["rewards/mean"] for row in rows if "rewards/mean" in row]
+    assert len(rewards) >= 2
+    assert all(0 <= value <= 1 for value in rewards)
+
+
 def test_abort_stops_a_run_and_leaves_no_process(board, tiny, uis):
     _ready(board, tiny, "aborted")
     board.fill(board.field("Epochs"), "5000")

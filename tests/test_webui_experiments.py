@@ -314,7 +314,7 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     assert overview(results).finished
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished work was not done again
     tab.press("report_show")
-    frame = tab.page.frame_locator("#exp_report iframe")
+    frame = tab.page.frame_locator("#exp_report iframe").frame_locator("iframe")
     assert frame.locator("h1").inner_text() == TITLE
     assert LABEL in frame.locator("main").inner_text()
     assert tab.page.get_attribute("#exp_report iframe", "sandbox") == ""
@@ -396,7 +396,7 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
         assert page.input_value("#exp_name input") == "made"
 
     tab.press("report_show")
-    frame = page.frame_locator("#exp_report iframe")
+    frame = page.frame_locator("#exp_report iframe").frame_locator("iframe")
     assert frame.locator("h1").inner_text() == "Loss variants"
     assert HOSTILE[0] in frame.locator("#texts").inner_text()
     frame.locator("nav a").last.click()  # to a place in the report, not out of it

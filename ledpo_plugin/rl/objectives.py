@@ -79,21 +79,6 @@ def token_mean(values: Tensor, mask: Tensor, *, count: Tensor | float | None = N
     return masked(values, mask).sum() / _or_one(mask.sum() if count is None else count)
 
 
-def answer_mean(values: Tensor, mask: Tensor, *, count: Tensor | float | None = None) -> Tensor:
-    """Return the mean over answers of each one's mean over its tokens, a scalar; 0 where there are none.
-
-    GRPO's own reduction, arXiv:2402.03300 eq. 3. Answers without tokens do not count. `count` replaces the number of
-    answers with tokens, as in `token_mean`. Both tensors are `[R, T]`.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_shapes(mask.shape, values=values)
-    lengths = mask.sum(dim=1)
-    means = masked(values, mask).sum(dim=1) / lengths.clamp(min=1)
-    return means.sum() / _or_one((lengths > 0).sum() if count is None else count)
-
-
 def _or_one(count: Tensor | float) -> Tensor | float:
     # Not clamp(min=1): a step's tokens per micro-batch may well be less than one.
     return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
