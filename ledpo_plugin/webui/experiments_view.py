@@ -20,7 +20,7 @@ REPORT_MB = 20
 # A report needs no script, no other host and no cookie of this page, and its frame gives it none, whoever wrote it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'"
 # With the base, a link to a place in the report leads there; without it, to LlamaBoard, whose address the frame has.
-BASE = '<!DOCTYPE html><base href="about:srcdoc">'
+HEAD = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{POLICY}"><base href="about:srcdoc">'
 
 STYLE = """
 .ledpo-exp table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
@@ -72,10 +72,6 @@ TEMPLATES = {
     "report": """
 <div class="ledpo-exp"><p class="quiet">{{ caption|visible }}</p>
 <iframe sandbox="" referrerpolicy="no-referrer" title="{{ caption|visible }}" srcdoc="{{ page }}"></iframe></div>""",
-    # Around the report, with a policy: what is in it takes that over before its first byte is read.
-    "page": """<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<style>html, body, iframe { margin: 0; border: 0; width: 100%; height: 100%; display: block }</style>
-<iframe sandbox="" referrerpolicy="no-referrer" title="{{ caption|visible }}" srcdoc="{{ page }}"></iframe>""",
     "text": """<div class="ledpo-exp"><p>{{ text|visible }}</p></div>""",
 }
 
@@ -158,9 +154,8 @@ def _error(state: Mapping[str, Any]) -> str:
 def report_html(results: Path, lang: str | None) -> str:
     """Return the report of a results folder in a frame in which nothing of it can act.
 
-    The frame has no rights: no scripts, no forms, an origin of its own. It lies in another one whose policy it takes
-    over, so that nothing is loaded from anywhere either. (A policy within the report itself comes too late for a
-    browser that looks ahead for images to load.)
+    The frame has no rights: no scripts, no forms, an origin of its own. A policy is put before whatever the file says,
+    so that nothing is loaded from anywhere either.
     """
     path = results / REPORT
     try:
@@ -171,9 +166,7 @@ def report_html(results: Path, lang: str | None) -> str:
     except OSError:
         return text_html(say("no_report", lang))
     written = datetime.fromtimestamp(facts.st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
-    caption = say("report_of", lang, path=path, time=written)
-    page = _render("page", lang, caption=caption, policy=POLICY, page=BASE + text)
-    return _render("report", lang, caption=caption, page=page)
+    return _render("report", lang, caption=say("report_of", lang, path=path, time=written), page=HEAD + text)
 
 
 def text_html(text: str) -> str:
