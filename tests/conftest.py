@@ -163,6 +163,21 @@ def series(output: Path, key: str) -> list[float]:
     return [row[key] for row in history(output) if key in row]
 
 
+def untied(tiny, folder: Path, **changes) -> Path:
+    """Write a random model with the tiny one's tokenizer and embeddings that are not tied; return its folder.
+
+    Stage rm cannot save a whole model with tied ones (LLaMA-Factory 0.9.5 with transformers 5 stops in safetensors).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(8)
+    config = AutoConfig.from_pretrained(tiny.model, tie_word_embeddings=False, **changes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(folder)
+    return folder
+
+
 def train(recipe: dict[str, Any]) -> Path:
     """Run a recipe in this process through LLaMA-Factory's own entry; return its output folder."""
     from llamafactory.train.tuner import run_exp

@@ -23,8 +23,6 @@ from ledpo_plugin.experiments.plan import plan
 from ledpo_plugin.experiments.reading import examine, read_experiment
 from ledpo_plugin.host import recipe_keys
 
-pytestmark = pytest.mark.slow  # whole experiments: minutes
-
 RESULTS = Path("runs/experiments/tiny/cpu")
 CARRIED = ("adapter_name_or_path", "beta_head_path")
 FLOPS = 5.0e8

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny, series, train, write_recipe
+from conftest import Tiny, series, train, untied, write_recipe
 from reward_server import RewardServer, by_length
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,16 +46,8 @@ def rm_lora(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tiny, tmp_path_factory) -> Path:
-    """Another model with the same tokenizer. Its embeddings are not tied: stage rm cannot save a whole model with tied
-    ones (LLaMA-Factory 0.9.5 with transformers 5 stops in safetensors)."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("other") / "model"
-    torch.manual_seed(8)
-    config = AutoConfig.from_pretrained(tiny.model, tie_word_embeddings=False, hidden_size=48)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(folder)
-    return folder
+    """Another model with the same tokenizer, of another width."""
+    return untied(tiny, tmp_path_factory.mktemp("other") / "model", hidden_size=48)
 
 
 @pytest.fixture(scope="module")

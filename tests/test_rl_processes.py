@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import cli, series, train, write_recipe
+from conftest import cli, series, train, untied, write_recipe
 from reward_server import RewardServer, by_length
 from safetensors.torch import load_file
 from test_processes import _kill_at, _train_with_two
@@ -97,3 +97,32 @@ def test_a_reward_server_that_dies_stops_the_run_with_a_checkpoint_and_back_agai
     assert series(tmp_path / "run", "loss") == series(whole, "loss")
     assert server.requests[0]["model"] == "model"
     assert server.requests[0]["messages"][0].startswith("<|im_start|>user")
+
+
+def test_every_kind_of_reward_at_once_through_the_stock_command(tiny, tmp_path):
+    """Two reward models of stage rm, a trained LEDPO run, a server and a function, added up by their weights."""
+    changes = {"learning_rate": 2.0e-2, "max_steps": 4}
+    train(tiny.recipe(tmp_path / "liked", stage="rm", **changes))
+    other = str(untied(tiny, tmp_path / "other"))
+    train(tiny.recipe(tmp_path / "whole", stage="rm", model_name_or_path=other, finetuning_type="full", **changes))
+    train(tiny.recipe(tmp_path / "run", stage="ledpo", **changes))
+    with RewardServer() as server:
+        places = [*(str(tmp_path / name) for name in ("liked", "whole", "run")), server.url, "rl_rewards:lower_case"]
+        weights = (0.5, 0.25, 2.0, 1.0, 0.0)
+        own = {
+            "reward_model": ",".join(places),
+            "reward_model_type": "lora,full,implicit,api,function",
+            "reward_weights": ",".join(map(str, weights)),
+        }
+        output = tmp_path / "policy"
+        done = cli("train", write_recipe(tmp_path / "policy.yaml", ppo(tiny, output, logging_steps=1, **own)))
+        assert done.returncode == 0, done.stderr[-3000:]
+    names = ("liked", "whole", "run", "api", "lower_case")
+    parts = [series(output, f"rewards/{name}") for name in names]
+    total = series(output, "rewards/mean")
+    assert len(total) == len(parts[0]) > 0
+    for mean, *each in zip(total, *parts, strict=True):
+        assert mean == pytest.approx(sum(w * part for w, part in zip(weights, each, strict=True)), rel=1e-4, abs=1e-5)
+    assert all(any(value != 0 for value in part) for part in parts)
+    kept = load_file(output / "adapter_model.safetensors")
+    assert kept.keys() == load_file(tmp_path / "run" / "adapter_model.safetensors").keys()  # the policy's alone

@@ -16,8 +16,6 @@ from ledpo_plugin.experiments.operations import KINDS, by_kind, reward_model_flo
 from ledpo_plugin.experiments.signs import REWARD_ROSE, gain_in_errors, judged, rules
 from ledpo_plugin.usage import Cost, Counts
 
-pytestmark = pytest.mark.slow  # whole experiments: minutes
-
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "yaml_recipes/ledpo_rlhf_combination"
 RESULTS = Path("runs/experiments/tiny/cpu")

@@ -25,8 +25,6 @@ from ledpo_plugin.experiments.store import BACKGROUND, BACKGROUND_LOG, EXPERIMEN
 from ledpo_plugin.webui import experiments_actions as actions
 from ledpo_plugin.webui.experiments_texts import EXPERIMENT_LOCALES, LANGUAGES, WORDS, say
 
-pytestmark = pytest.mark.slow  # a browser and several starts of the web UI: minutes
-
 NAME = "<img src=x onerror=hit=1>"  # of an experiment: a folder may be called so
 LABEL = "<b onmouseover=hit=2>LEDPO</b>"
 TITLE = "</textarea><script>hit=3</script>A title"
