@@ -170,6 +170,7 @@ def phased(tiny, tmp_path_factory):
     return cwd
 
 
+@pytest.mark.slow
 def test_the_phases_use_one_budget_together(phased):
     results = phased / RESULTS
     result = json.loads((results / "runs/both/seed-1/result.json").read_text())
@@ -192,6 +193,7 @@ def test_the_phases_use_one_budget_together(phased):
     assert {result["base"], *(other["base"] for other in others)} == {result["base"]}
 
 
+@pytest.mark.slow
 def test_the_second_phase_starts_from_the_first_s_weights_and_head(phased):
     """At its first step the loss is that of the first phase's policy, and beta goes on from where it was."""
     run = phased / RESULTS / "runs/both/seed-1"
@@ -205,6 +207,7 @@ def test_the_second_phase_starts_from_the_first_s_weights_and_head(phased):
     assert abs(log[steps]["margins/beta_free"]) > 3 * abs(log[0]["margins/beta_free"]) + 1e-3
 
 
+@pytest.mark.slow
 def test_both_phases_are_measured_against_the_start_of_the_first(phased, tiny):
     run = phased / RESULTS / "runs/both/seed-1"
     result = json.loads((run / "result.json").read_text())
@@ -216,6 +219,7 @@ def test_both_phases_are_measured_against_the_start_of_the_first(phased, tiny):
         assert "beta" in columns
 
 
+@pytest.mark.slow
 def test_the_report_shows_both_phases(phased):
     text = (phased / RESULTS / "report.md").read_text()
     assert "dpo (50 % of the budget), then ledpo (50 %)" in text
@@ -224,6 +228,7 @@ def test_the_report_shows_both_phases(phased):
     assert summary["budget"]["variants"]["both"]["off"] == []
 
 
+@pytest.mark.slow
 def test_each_phase_runs_by_itself_with_the_stock_command(phased, monkeypatch):
     monkeypatch.chdir(phased)
     run = phased / RESULTS / "runs/both/seed-1"
@@ -234,6 +239,7 @@ def test_each_phase_runs_by_itself_with_the_stock_command(phased, monkeypatch):
     assert alone == [row["loss"] for row in rows if row["phase"] == "ledpo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["within the first", "between", "within the second"])
 def test_killed_at_any_phase_it_goes_on_and_equals_the_undisturbed(phased, tiny, tmp_path, moment):
     write_phased(tmp_path / "tiny", tiny, amount=FLOPS, unit="flops", keep_checkpoints=True)
@@ -258,6 +264,7 @@ def test_killed_at_any_phase_it_goes_on_and_equals_the_undisturbed(phased, tiny,
     assert numbers(tmp_path / RESULTS) == numbers(phased / RESULTS)
 
 
+@pytest.mark.slow
 def test_a_changed_phase_does_not_mix_with_finished_runs(phased, tiny, tmp_path, capsys, monkeypatch):
     from ledpo_plugin.cli import main
 
@@ -307,6 +314,7 @@ def scored(tiny, tmp_path_factory):
     return cwd
 
 
+@pytest.mark.slow
 def test_reward_models_are_trained_once_by_the_stock_stage(scored):
     results = scored / RESULTS
     assert sorted(path.name for path in (results / "prerequisites").iterdir()) == ["judge", "reward"]
@@ -337,6 +345,7 @@ def plain_answer(model, ids: list[int], answer: list[int]) -> tuple[float, float
     return own.gather(1, torch.tensor(answer)[:, None]).sum().item(), -(own.exp() * own).sum(1).mean().item()
 
 
+@pytest.mark.slow
 def test_drawn_answers_are_those_of_plain_transformers(scored, tiny, tmp_path):
     run = scored / RESULTS / "runs/ledpo/seed-1"
     result = json.loads((run / "result.json").read_text())
@@ -364,6 +373,7 @@ def test_drawn_answers_are_those_of_plain_transformers(scored, tiny, tmp_path):
     assert len({tuple(row["ids"]) for row in base}) > 5  # drawn, not all alike
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_value_head_on_plain_transformers(scored, tiny):
     """The reward model by itself: base, its adapter, hidden state of the last token, linear head."""
     results = scored / RESULTS
@@ -394,6 +404,7 @@ def test_scores_are_those_of_the_value_head_on_plain_transformers(scored, tiny):
     assert base["answers/kl"] == 0
 
 
+@pytest.mark.slow
 def test_measuring_is_the_same_at_a_checkpoint_and_after_a_kill(scored, tiny, tmp_path):
     """Scores of the last checkpoint are removed, then its answers as well: both come back as they were."""
 

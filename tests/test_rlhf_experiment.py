@@ -66,6 +66,7 @@ def results_of(cwd: Path) -> dict[str, dict]:
     return {name: json.loads((cwd / RESULTS / f"runs/{name}/seed-1/result.json").read_text()) for name in VARIANTS}
 
 
+@pytest.mark.slow
 def test_all_strategies_use_the_same_operations(whole):
     """Each ends with the step in which the budget is used up: generation, reference and rewards are in it."""
     for name, result in results_of(whole).items():
@@ -80,6 +81,7 @@ def test_all_strategies_use_the_same_operations(whole):
     assert all(row["off"] == [] for row in summary["budget"]["variants"].values())
 
 
+@pytest.mark.slow
 def test_operations_by_kind_are_those_of_the_plugin_s_own_formula(whole):
     """By hand: 2 operations a weight, token and pass."""
     run = whole / RESULTS / "runs/ppo/seed-1"
@@ -105,6 +107,7 @@ def test_operations_by_kind_are_those_of_the_plugin_s_own_formula(whole):
     assert reward_model_flops(trained, None, {}) is reward_model_flops(None, 10, {}) is None
 
 
+@pytest.mark.slow
 def test_ppo_goes_on_from_ledpo_s_adapter_and_head_and_is_held_to_the_start(whole):
     from safetensors.torch import load_file
 
@@ -128,6 +131,7 @@ def test_ppo_goes_on_from_ledpo_s_adapter_and_head_and_is_held_to_the_start(whol
     assert abs(asked[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_every_run_is_measured_alike(whole):
     base = json.loads(next((whole / RESULTS).glob("base/*/result.json")).read_text())["metrics"]
     names = {name for name in base if "beta" not in name}
@@ -139,6 +143,7 @@ def test_every_run_is_measured_alike(whole):
     assert base["reward/win_rate"] == base["judge/win_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_report_says_it_all(whole):
     text = (whole / RESULTS / "report.md").read_text()
     for title in (
@@ -160,6 +165,7 @@ def test_the_report_says_it_all(whole):
     assert 'id="frontier' in html or "Reward of drawn answers against KL" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["ppo", "sequential", "alternating"])
 def test_killed_while_it_trains_on_rollouts_it_goes_on_and_equals_the_undisturbed(whole, tiny, tmp_path, variant):
     reduce(tiny, tmp_path / "tiny")
