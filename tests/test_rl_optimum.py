@@ -132,7 +132,9 @@ def test_beta_weighs_the_kl_prompt_by_prompt(task, tmp_path, name):
     assert found["rank_correlation"] <= -0.85
     means = [sum(found["kl"][i::4]) / len(found["kl"][i::4]) for i in range(4)]  # by mood, from high beta to low
     assert all(second > 1.3 * first for first, second in pairwise(means))
-    assert means[3] > 4 * means[0]
-    if name != "beta grpo":  # whose optimum is another one: its advantages are divided by their deviation
+    if name == "beta grpo":  # whose optimum is another one: its advantages are divided by their deviation
+        assert means[3] > 3 * means[0]
+    else:
+        assert means[3] > 4 * means[0]
         assert found["log_error"] <= 0.35
     assert series(run, "kl/coefficient_std")[0] > 0.05
