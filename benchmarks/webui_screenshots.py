@@ -1,8 +1,9 @@
-"""The pictures in docs/webui: the accordion, and a run that is watched, in the stock web UI with a tiny random model.
+"""The pictures in docs/webui: the accordion, a run that is watched, and the experiments, with a tiny random model.
 
 python benchmarks/webui_screenshots.py        needs Debian's chromium (`make browser`)
 """
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import _build_data, _build_model  # noqa: E402
+from conftest import Tiny, _build_data, _build_model  # noqa: E402
+from test_webui_experiments import Tab  # noqa: E402
+from tiny_experiment import write_experiment  # noqa: E402
 from webui_pages import Board, running_browser, running_ui  # noqa: E402
 
 FOLDER = ROOT / "docs" / "webui"
@@ -25,6 +28,9 @@ def main() -> int:
         (root / "model").mkdir()
         _build_data(root / "data")
         _build_model(root / "model")
+        shutil.copytree(ROOT / "yaml_recipes", root / "yaml_recipes")
+        top = {"title": "Three losses on a tiny model", "question": "Does each loss train, measure and report?"}
+        write_experiment(root / "yaml_recipes" / "tiny_losses", Tiny(root / "model", root / "data"), seeds=[1], top=top)
         with running_ui(root) as ui, running_browser() as browser:
             board = Board(browser, ui, width=1240)
             page = board.page
@@ -53,6 +59,14 @@ def main() -> int:
             page.get_by_role("button", name="Preview command").first.evaluate("button => button.scrollIntoView()")
             page.screenshot(path=FOLDER / "training.png")
             board.said("^Finished", timeout=900)
+            page.context.close()
+            tab = Tab(browser, ui)
+            tab.choose("tiny_losses")
+            tab.press("start")
+            tab.until("finished", 900)
+            tab.page.wait_for_timeout(3000)  # until the list says so, too
+            tab.page.mouse.move(0, 0)
+            tab.page.screenshot(path=FOLDER / "experiments.png", full_page=True)
     return 0
 
 
