@@ -110,6 +110,7 @@ def test_a_run_is_filled_in_previewed_started_and_watched_to_its_end(board, tiny
     board.press("Preview command")
     previewed = _command(board.said("llamafactory-cli train"))
     assert previewed["stage"] == "ledpo"
+    assert "trust_remote_code" not in previewed  # which stock stages always have
     board.press("Start")
     page.locator("#ledpo_viewer img").wait_for(timeout=240_000)  # curves come while it runs ...
     assert board.progress().is_visible()
@@ -295,6 +296,7 @@ def test_stock_stages_and_tabs_are_the_same_with_and_without_the_plugin(board, s
     assert "--pref_loss simpo" in without["DPO"]
     assert "--pref_beta 0.3" in without["DPO"]
     assert "ledpo" not in json.dumps(with_plugin)
+    assert "--trust_remote_code True" in without["DPO"]
     tabs = board.page.get_by_role("tab").all_inner_texts()
     assert [tab for tab in tabs if tab in stock.page.get_by_role("tab").all_inner_texts()] == [
         "Train", "Evaluate & Predict", "Chat", "Export"

@@ -44,7 +44,10 @@ class Running:
         return name if name in STAGES else None
 
     def arguments(self, data: dict[Any, Any]) -> dict[str, Any]:
-        """Return the recipe that the page says; `extra_args` has the last word, as for LlamaBoard's own fields."""
+        """Return the recipe that the page says; `extra_args` has the last word, as for LlamaBoard's own fields.
+
+        LlamaBoard sets `trust_remote_code: true` in every recipe; here it is set where `extra_args` say so.
+        """
         stage = self.stage(data)
         if stage is None:
             return self.stock_arguments(data)
@@ -57,6 +60,8 @@ class Running:
                 typed[key] = said or None  # left out: the plugin fills in what it recommends
         args = self.stock_arguments(readable)
         extra = json.loads(self._get(data, "train.extra_args"))
+        if "trust_remote_code" not in extra:
+            args.pop("trust_remote_code", None)
         said = typed if args["stage"] != stage else {**typed, **self.form.recipe(stage, data)}
         return args | {key: value for key, value in said.items() if key not in extra}
 
