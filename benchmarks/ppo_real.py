@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 
 import yaml
+from beta_collapse import choose_pairs
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".ledpo"
@@ -32,29 +33,6 @@ PROMPT_TOKENS, ANSWER_TOKENS = 128, 32
 DRAWS = 4  # answers to each held-out prompt
 TARGET = 4.0  # nats of KL per answer
 POLICIES = ("before", "after")
-
-
-def choose_pairs(folder: Path) -> dict[str, int]:
-    """Write the pairs of dpo_en_demo whose prompt is short as data sets `train` and `heldout`; return the counts."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    folder.mkdir(parents=True, exist_ok=True)
-    info = json.loads((WORK / "data" / "dataset_info.json").read_text())
-    counts, entries = {}, {}
-    for split in ("train", "heldout"):
-        name = f"dpo_en_demo_{split}"
-        rows = json.loads((WORK / "data" / f"{name}.json").read_text())
-        short = [
-            row
-            for row in rows
-            if sum(len(tokenizer(turn["value"])["input_ids"]) for turn in row["conversations"]) <= PROMPT_TOKENS
-        ]
-        (folder / f"{split}.json").write_text(json.dumps(short))
-        entries[split] = info[name] | {"file_name": f"{split}.json"}
-        counts[split] = len(short)
-    (folder / "dataset_info.json").write_text(json.dumps(entries))
-    return counts
 
 
 def common_recipe(data: Path, output: Path, seed: int) -> dict:
@@ -418,7 +396,7 @@ def main() -> None:
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder, data = args.work, args.work / "data"
-    counts = choose_pairs(data)
+    counts = choose_pairs(data, PROMPT_TOKENS)
     wanted = {"reward": reward_recipe(data, folder / "reward", args.seed)}
     reward, reward_seconds = run("reward", folder, wanted["reward"])
     accuracy = json.loads((reward / "eval_results.json").read_text())["eval_accuracy"]
