@@ -151,6 +151,7 @@ def test_rollouts_are_trained_on_rewards(board, tiny, uis, title, stage, schedul
     board.fill(board.field("Extra arguments"), json.dumps(json.loads(QUICK) | {"max_steps": 12}))
     board.fill(board.field("Gradient accumulation"), "1")
     board.fill(board.field("Logging steps"), "1")
+    board.fill(board.field("Cutoff length"), "480")  # prompt and answer fit the tiny model's 512
     board.choose(board.key("reward_model_type"), "function")
     board.press("Preview command")
     board.said("reward_model: .* maximises rewards, and none is named")
@@ -329,6 +330,7 @@ def test_every_field_is_as_it_was_after_save_restart_and_load(browser, uis, tiny
     ui, folder = uis[0], uis[0].folder
     views = (  # every field of the form is shown by one of these; the last is how it is saved
         ("LEDPO KTO", {}), ("LEDPO PPO", {"rollout_pairs": True, "advantage_estimator": "gae"}),
+        ("LEDPO PPO", {"reward_model_type": "api"}),
         *(("LEDPO", {"beta_mode": mode}) for mode in ("ppl", "beta_dpo", "epsilon_dpo", "mallows")),
         *(("LEDPO", {"pref_loss": loss}) for loss in ("cpo", "discopop", "alphapo", "r_dpo", "dpop", "simpo")),
         ("LEDPO and PPO", {"advantage_estimator": "rloo", "kl_control": "adaptive"}),

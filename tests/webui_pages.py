@@ -198,11 +198,12 @@ class Board:
         self.choose(self.field("Chat template"), "chatml")
 
     def reload(self) -> None:
-        """Open the page anew. gradio's script reports the streams of events that it closes on leaving: no fault."""
+        """Open the page anew. gradio's script reports the streams and requests that it breaks off on leaving: no fault."""
         before = list(self.messages)
         self.page.reload()
         self.field("Stage").wait_for()
-        self.messages[:] = [text for text in self.messages if text in before or not text.startswith("AbortError")]
+        left = ("AbortError", "Unexpected error Connection errored out")
+        self.messages[:] = [text for text in self.messages if text in before or not text.startswith(left)]
 
     def open(self, title: str) -> None:
         """Open an accordion of the train tab."""
