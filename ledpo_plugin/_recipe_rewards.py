@@ -10,24 +10,24 @@ from urllib.parse import urlsplit
 from ledpo_plugin._recipe_files import looks_local
 from ledpo_plugin._recipe_problem import Problem, problem, unknown
 from ledpo_plugin._recipe_reading import ADAPTER_TYPES, Reading, split_names
+from ledpo_plugin.hparams import REWARD_TYPES
 from ledpo_plugin.rewards._adapters import CONFIG, WEIGHTS
 from ledpo_plugin.rewards._function import FunctionProblem, load_function
 from ledpo_plugin.rewards._reward_model import HEAD, without_head
 from ledpo_plugin.rewards._runs import RunProblem, below, read_run, same_model
-from ledpo_plugin.rewards._wanted import TYPES
 
 ONLY_API = ("reward_timeout", "reward_retries")
 ONLY_FULL = ("reward_model_adapters", "reward_model_quantization_bit")
 HOW = (
     "set reward_model to a reward model's folder, a LEDPO run, a server's URL or module:function, and "
-    f"reward_model_type to {', '.join(TYPES[:-1])} or {TYPES[-1]}"
+    f"reward_model_type to {', '.join(REWARD_TYPES[:-1])} or {REWARD_TYPES[-1]}"
 )
 
 
 def kinds_of(raw: Mapping[str, Any]) -> list[str]:
     """Return the kind of each reward that a recipe names, as far as the recipe can be understood."""
     count = len(split_names(raw.get("reward_model")))
-    kinds = split_names(raw.get("reward_model_type")) or [TYPES[0]]
+    kinds = split_names(raw.get("reward_model_type")) or [REWARD_TYPES[0]]
     return kinds * count if len(kinds) == 1 else kinds
 
 
@@ -62,8 +62,8 @@ def check_rewards(recipe: Reading) -> Iterator[Problem]:
         yield problem("reward_model", raw["reward_model"], why, "name a reward there, or remove the comma")
     kinds, count = split_names(raw.get("reward_model_type")), len(wheres)
     for kind in dict.fromkeys(kinds):
-        if kind not in TYPES:
-            yield unknown("reward_model_type", kind, "kind of reward", TYPES)
+        if kind not in REWARD_TYPES:
+            yield unknown("reward_model_type", kind, "kind of reward", REWARD_TYPES)
     if len(kinds) > 1 and len(kinds) != count:
         why = f"there are {len(kinds)} kinds for {_rewards(count)}"
         fix = "write one kind for all, or as many as reward_model has names"

@@ -20,6 +20,7 @@ ESTIMATORS = ("gae", "rloo", "grpo")
 KL_CONTROLS = ("fixed", "adaptive", "beta")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 ROLLOUT_BACKENDS = ("hf", "vllm")
+REWARD_TYPES = ("lora", "full", "api", "implicit", "function")
 
 
 def _key(default: Any, help: str, **facts: Any) -> Any:

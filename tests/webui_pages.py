@@ -198,7 +198,7 @@ class Board:
         self.choose(self.field("Chat template"), "chatml")
 
     def reload(self) -> None:
-        """Open the page anew. gradio's script reports the streams and requests that it breaks off on leaving: no fault."""
+        """Open the page anew. gradio's script reports what it breaks off on leaving: no fault."""
         before = list(self.messages)
         self.page.reload()
         self.field("Stage").wait_for()

@@ -13,9 +13,9 @@ from ._function import FunctionReward
 from ._implicit import build_implicit
 from ._reward_model import build_full, build_lora
 from ._types import NONE, RewardBatch, RewardError, RewardOutput, Source
-from ._wanted import TYPES, Wanted, wanted
+from ._wanted import Wanted, wanted
 
-__all__ = ["SOURCES", "TYPES", "RewardBatch", "RewardError", "RewardOutput", "Rewards", "build_rewards"]
+__all__ = ["SOURCES", "RewardBatch", "RewardError", "RewardOutput", "Rewards", "build_rewards"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-TYPES = ("lora", "full", "api", "implicit", "function")
 ADDED_UP = frozenset({"mean", "std", "failed"})  # what the log calls the sum of all
 _ODD = re.compile(r"[^\w.-]+")
 
@@ -14,7 +13,7 @@ _ODD = re.compile(r"[^\w.-]+")
 class Wanted:
     """One source of rewards, as the recipe names it."""
 
-    kind: str  # of TYPES
+    kind: str  # of REWARD_TYPES
     where: str  # folder or hub name, URL, module:function
     weight: float
     name: str  # in the log; no two are alike

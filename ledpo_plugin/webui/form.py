@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 
 from ledpo_plugin._recipe_reading import recommended
-from ledpo_plugin.recipe import added_values, resolve_recipe
 from ledpo_plugin.webui.datasets import choices_of
 from ledpo_plugin.webui.keys import AUTO, DECIDING, SECTIONS, Key, acting, entered, form_keys, understood
 from ledpo_plugin.webui.words import PREFIX, info, label, locales, text
@@ -80,7 +79,7 @@ class Form:
         lang, kind = top("top.lang"), top("top.finetuning_type")
         deciding = [self.widgets[name] for name in DECIDING]
         shown = [self.accordion, elements["rlhf_tab"], *self.sections.values(), *self.widgets.values()]
-        quiet = {"queue": False, "show_progress": "hidden"}
+        quiet = {"queue": False, "show_progress": "hidden", "api_name": False}
 
         def show(title: str, *values: Any) -> list[dict[str, Any]]:
             acts = acting(stages.get(title), dict(zip(DECIDING, values, strict=True)))
@@ -104,11 +103,13 @@ class Form:
         def listed(place: str) -> Any:
             return gr.Dropdown(choices=choices_of(place, kind))
 
-        widget.focus(listed, [folder], [widget], queue=False)
+        widget.focus(listed, [folder], [widget], queue=False, api_name=False)
 
 
 def filled_in(lang: str, finetuning_type: str, stage: str | None, said: Mapping[str, Any]) -> Iterator[str]:
     """Yield, as Markdown, what the plugin fills in where a form with these values leaves it out."""
+    from ledpo_plugin.recipe import added_values, resolve_recipe  # not needed to show the page
+
     found, loss, mode = understood(stage, said)
     if found is None or loss is None or mode is None:
         return

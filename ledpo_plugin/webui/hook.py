@@ -5,6 +5,7 @@ stages, an accordion and curves (`train_tab`), the second, which is called after
 "Experiments". Whatever goes wrong in between is printed, and the UI is then the stock one.
 """
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -60,6 +61,9 @@ def _footer(original: Callable, engines: list[Any]) -> Callable:
         for engine in engines:
             if not engine.demo_mode:
                 _add_experiments(engine)
+        # A million objects of imported libraries live as long as the UI. With what the plugin adds, the next full
+        # collection, 0.3 s for finding nothing among them, would fall between here and the first page.
+        gc.freeze()
         return original()
 
     create_footer.ledpo_original = original

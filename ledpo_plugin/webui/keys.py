@@ -3,6 +3,8 @@
 All of the plugin's keys are here by themselves, read from `ledpo_plugin.hparams`. Of LLaMA-Factory's own keys those are
 named that act in the plugin's stages and that the train tab has no widget for, or one of the wrong width (its
 `pref_beta` ends at 1, its `pref_loss` knows six losses).
+
+What only the checks need is imported where they are called: the UI starts without it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,16 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from ledpo_plugin import _recipe_rewards as rewards
 from ledpo_plugin import _recipe_rollouts as rollouts
 from ledpo_plugin._recipe_combinations import idle_keys
 from ledpo_plugin._recipe_ranges import BOUNDS
 from ledpo_plugin._recipe_reading import is_number, loss_of, mode_of, stage_of
 from ledpo_plugin._recipe_types import alternatives
-from ledpo_plugin.hparams import LedpoArguments, argument_fields
+from ledpo_plugin.hparams import REWARD_TYPES, LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.recipe import resolve_recipe
-from ledpo_plugin.rewards._wanted import TYPES
 from ledpo_plugin.stages import Stage
 
 # What other keys act by, beside the stage; a form with these values says which of the others are shown.
@@ -65,6 +64,7 @@ class Key:
 
 
 _REWARD = "Folder of a reward model or a LEDPO run, address of a server, or module:function; several by commas."
+_KIND = "What reward_model is; for several, separated by commas."
 
 # LLaMA-Factory's keys: name, section, widget, choices, help. Left out of the recipe unless something is entered.
 _HOST = (
@@ -80,7 +80,7 @@ _HOST = (
     ("ref_model", "loss", "text", (), "Folder or name of the reference. Left out: the model without its adapter."),
     ("ref_model_adapters", "loss", "text", (), "Folders of the reference's adapters."),
     ("reward_model", "rollout", "text", (), _REWARD),
-    ("reward_model_type", "rollout", "dropdown", TYPES, "What reward_model is; for several, separated by commas."),
+    ("reward_model_type", "rollout", "dropdown", REWARD_TYPES, _KIND),
     ("ppo_buffer_size", "rollout", "number", (), "Batches of prompts in a rollout."),
     ("ppo_epochs", "rollout", "number", (), "How often a rollout is trained on."),
     ("ppo_target", "rollout", "number", (), "KL per answer, in nats, that kl_control adaptive holds to."),
@@ -190,6 +190,8 @@ def acting(stage: str | None, values: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if loss is None or mode is None:
         return tuple(name for name in form_keys() if name in ("pref_loss", "beta_mode"))
+    from ledpo_plugin import _recipe_rewards as rewards
+
     chosen = {name: values.get(name) or None for name in DECIDING}
     idle = {*idle_keys(found, loss, mode), *rollouts.idle_in(chosen, found, mode)}
     idle |= set(rewards.idle_in(chosen)) if found.rollouts else _ROLLOUT_ONLY
@@ -206,6 +208,8 @@ def entered(stage: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
     A default stands in a form without anybody having chosen it. So of those only the ones are kept that the plugin
     would itself fill in, and a form that is left as it is never has a key that acts with none of what is chosen.
     """
+    from ledpo_plugin.recipe import resolve_recipe
+
     said: dict[str, Any] = {}
     for name in acting(stage, values):
         value = values.get(name)

@@ -10,7 +10,6 @@ import yaml
 
 from ledpo_plugin import host
 from ledpo_plugin.live_log import log_path
-from ledpo_plugin.recipe import RecipeError, check_recipe
 from ledpo_plugin.stages import STAGES
 from ledpo_plugin.webui.curves import Curves
 from ledpo_plugin.webui.plain import as_markdown, fenced
@@ -67,6 +66,8 @@ class Running:
 
     def problems(self, data: dict[Any, Any]) -> str:
         """Return what is wrong with the recipe that the page says; "" if nothing is."""
+        from ledpo_plugin.recipe import RecipeError, check_recipe  # not needed to show the page
+
         extra = self._get(data, "train.extra_args")
         if not isinstance(json.loads(extra), dict):
             return f"extra_args: {extra} -> it must be a JSON object of recipe keys. Fix: write for example {{}}."

@@ -118,4 +118,4 @@ def _clear_dataset(elements: dict[str, Any], stages: dict[str, str]) -> None:
         return [] if stages.get(title) in STAGES else gr.skip()
 
     stage = elements["training_stage"]
-    stage.input(clear, [stage], [elements["dataset"]], queue=False, show_progress="hidden")
+    stage.input(clear, [stage], [elements["dataset"]], queue=False, show_progress="hidden", api_name=False)
