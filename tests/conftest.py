@@ -23,6 +23,16 @@ WORDS = (
     "silver market morning island window thunder candle"
 ).split()
 
+# Each file runs on one worker as a whole; those that take minutes start first, so that none of them is left over at the
+# end while the other workers have nothing to do. (With --no-loadscope-reorder, which keeps the order of collection.)
+LONGEST_FIRST = ("test_webui.py", "test_webui_experiments.py", "test_rl_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order is otherwise as it was."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 def _sentence(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))

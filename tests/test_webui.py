@@ -19,8 +19,6 @@ from ledpo_plugin.webui import words
 from ledpo_plugin.webui.keys import form_keys
 from ledpo_plugin.webui.saved import MARK
 
-pytestmark = pytest.mark.slow  # a browser and several starts of the web UI: minutes
-
 HOSTILE = "<img src=x onerror=window.hit=1>"
 STOCK_STAGES = {
     "Supervised Fine-Tuning": "sft", "Reward Modeling": "rm", "PPO": "ppo", "DPO": "dpo", "KTO": "kto",

@@ -250,7 +250,6 @@ class Tab:
         self.page.context.close()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_started_killed_recognised_stopped_resumed_and_reported(tiny, tmp_path, begin, browser):
     """The web UI is killed alone, then with everything that it started; each time the next one goes on from there."""
@@ -383,7 +382,6 @@ def made_results(results: Path) -> None:
     (results / BACKGROUND_LOG).write_text(f"{NAME} was started\n\x1b[31mred\n")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_languages_reports_and_refusals(tiny, tmp_path, begin, browser, evil):
     """Everything that needs no run: five languages, a hostile report, a broken experiment, folders of any name."""
