@@ -61,7 +61,7 @@ experiment: setup
 
 test: lint browser
 	@$(BIN)/ledpo validate --no-files yaml_recipes
-	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/ledpo quickstart prepare

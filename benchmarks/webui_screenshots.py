@@ -34,7 +34,7 @@ def main() -> int:
         with running_ui(root) as ui, running_browser() as browser:
             board = Board(browser, ui, width=1240)
             page = board.page
-            page.add_style_tag(content=".toast-wrap {display: none}")  # they would cover what is shown
+            page.add_style_tag(content=".toast-wrap {display: none !important}")  # they would cover what is shown
             board.model("model")
             board.stage("LEDPO")
             board.add(board.field("Dataset"), "pairs")
