@@ -25,7 +25,8 @@ from datetime import date
 from pathlib import Path
 
 import yaml
-from speed import MODEL, ROOT, WORK, matmul_rate, memory, say
+from contender import Contender, memory, say
+from speed import MODEL, ROOT, WORK, matmul_rate
 
 PROMPTS, PROMPT_TOKENS = 64, 128
 ROLLOUT, MINIBATCH, EPOCHS, RESPONSE = 16, 8, 4, 40
@@ -299,77 +300,28 @@ def reward_model(adapter: Path):
 # ---- the driver
 
 
-class Contender:
-    """A process that makes iterations on demand."""
+def contender(name: str, folder: Path, iterations: int) -> Contender:
+    """Return a contender that is loaded and waits; a step of it is an iteration."""
+    label, arguments = CONTENDERS[name][0], ["--iterations", str(iterations)]
+    return Contender(name, label, folder, arguments, folder / f"cache_{name}")
 
-    def __init__(self, name: str, folder: Path, iterations: int):
-        self.name, self.label = name, CONTENDERS[name][0]
-        self.seconds: list[float] = []
-        self.cpu: list[float] = []
-        self.logs: list[dict] = []
-        read, write = os.pipe()
-        env = os.environ | {"SPEED_FD": str(write), "LEDPO_CACHE": str(folder / f"cache_{name}"), "HF_HUB_OFFLINE": "1"}
-        self.log = open(folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--contender", name, "--work", str(folder), "--iterations", str(iterations)],
-            stdin=subprocess.PIPE,
-            stdout=self.log,
-            stderr=self.log,
-            env=env,
-            pass_fds=(write,),
-            cwd=folder,
-            text=True,
-        )
-        os.close(write)
-        self.events = os.fdopen(read, encoding="utf-8")
-        ready = self._next("ready")
-        self.before, self.libraries, self.trained = ready["memory"], ready["libraries"], ready["trained"]
-        self.memory = self.before
 
-    def _next(self, wanted: str) -> dict:
-        for line in self.events:
-            event = json.loads(line)
-            if event["event"] == "log":
-                self.logs.append(event["values"])
-            elif event["event"] == wanted:
-                return event
-        sys.exit(f"{self.label} ended early; see {self.log.name}")
-
-    def step(self) -> float:
-        """Let it make one iteration; return its seconds."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        event = self._next("step")
-        self.seconds.append(event["seconds"])
-        self.cpu.append(event["cpu"])
-        self.memory = event["memory"]
-        return event["seconds"]
-
-    def close(self) -> None:
-        """End it."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.log.close()
-
-    def length(self) -> str:
-        """Return the mean tokens of an answer, where the contender logs it."""
-        found = [log["responses/length"] for log in self.logs if "responses/length" in log]
-        return f"{statistics.fmean(found):.1f}" if found else "not logged"
-
-    def result(self) -> dict:
-        """Return what was measured; memory in GB, resident; seconds of each iteration, by the clock and of the CPU."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "seconds": self.seconds,
-            "cpu": self.cpu,
-            "length": self.length(),
-            "trained": self.trained,
-            "libraries": self.libraries,
-            "before": self.before,
-            "peak": self.memory,
-            "logs": self.logs,
-        }
+def measured(one: Contender) -> dict:
+    """Return what was measured; memory in GB, resident; seconds of each iteration, by the clock and of the CPU."""
+    logs = [said["values"] for said in one.heard("log")]
+    lengths = [log["responses/length"] for log in logs if "responses/length" in log]
+    return {
+        "name": one.name,
+        "label": one.label,
+        "seconds": one.seconds,
+        "cpu": [step["cpu"] for step in one.steps],
+        "length": f"{statistics.fmean(lengths):.1f}" if lengths else "not logged",  # mean tokens of an answer
+        "trained": one.ready["trained"],
+        "libraries": one.ready["libraries"],
+        "before": one.before,
+        "peak": one.memory,
+        "logs": logs,
+    }
 
 
 def markdown(result: dict) -> str:
@@ -468,13 +420,13 @@ def main() -> None:
     from ledpo_plugin.run_record import package_versions
 
     load = [os.getloadavg()[0]]
-    running = [Contender(name, folder, args.iterations) for name in args.only or CONTENDERS]
+    running = [contender(name, folder, args.iterations) for name in args.only or CONTENDERS]
     for number in range(args.iterations):
-        times = {contender.name: round(contender.step(), 2) for contender in running}
+        times = {one.name: round(one.step(), 2) for one in running}
         print(f"iteration {number + 1}: {times}", flush=True)
     load.append(os.getloadavg()[0])
-    for contender in running:
-        contender.close()
+    for one in running:
+        one.close()
     result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -482,7 +434,7 @@ def main() -> None:
         "load": load,
         "threads": torch.get_num_threads(),
         "matmul": matmul_rate(),
-        "contenders": [contender.result() for contender in running],
+        "contenders": [measured(one) for one in running],
         "versions": ", ".join(f"{name} {found}" for name, found in package_versions().items()),
     }
     brief = ("seconds", "cpu", "length", "trained", "libraries", "before", "peak")

@@ -20,6 +20,8 @@ import time
 from datetime import date
 from pathlib import Path
 
+from contender import Contender, memory, say
+
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".ledpo"
 MODEL = WORK / "models" / "SmolLM2-135M-Instruct"
@@ -87,14 +89,6 @@ def write_pairs(folder: Path) -> None:
 # ---- a contender's process
 
 
-def memory(field: str) -> float:
-    """Return a field of this process's status in GB: VmRSS (resident now) or VmHWM (its peak)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024**2
-    raise RuntimeError(f"no {field} in /proc/self/status")
-
-
 def gate(measured: int):
     """Return a callback that makes one optimizer step per line on standard input, and reports each.
 
@@ -134,11 +128,6 @@ def gate(measured: int):
                 say("loss", loss=logs["loss"])
 
     return Gate()
-
-
-def say(event: str, **facts) -> None:
-    """Report to the driver, past whatever else is printed."""
-    os.write(int(os.environ["SPEED_FD"]), (json.dumps({"event": event, **facts}) + "\n").encode())
 
 
 def be_contender(name: str, folder: Path, steps: int) -> None:
@@ -215,62 +204,10 @@ def be_trl(folder: Path, recipe: dict, keys: dict, steps: int) -> None:
 # ---- the driver
 
 
-class Contender:
-    """A process that makes steps on demand."""
-
-    def __init__(self, name: str, folder: Path, steps: int):
-        self.name, self.label = name, CONTENDERS[name][0]
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self.precompute = 0.0
-        self.profile: list[tuple[str, float]] = []
-        read, write = os.pipe()
-        cache = folder / ("cache" if name in FILLED else f"cache_{name}")
-        env = os.environ | {"SPEED_FD": str(write), "LEDPO_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        self.log = open(folder / f"{name}.log", "w", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--contender", name, "--work", str(folder), "--steps", str(steps)],
-            stdin=subprocess.PIPE,
-            stdout=self.log,
-            stderr=self.log,
-            env=env,
-            pass_fds=(write,),
-            cwd=folder,
-            text=True,
-        )
-        os.close(write)
-        self.events = os.fdopen(read, encoding="utf-8")
-        ready = self._next("ready")
-        self.weights, self.before = ready["weights"], ready["memory"]
-        self.memory = self.before
-
-    def _next(self, wanted: str) -> dict:
-        for line in self.events:
-            event = json.loads(line)
-            if event["event"] == "loss":
-                self.losses.append(event["loss"])
-            elif event["event"] == "precompute":
-                self.precompute = event["seconds"]
-            elif event["event"] == "profile":
-                self.profile = event["operations"]
-            elif event["event"] == wanted:
-                return event
-        sys.exit(f"{self.label} ended early; see {self.log.name}")
-
-    def step(self) -> float:
-        """Let it make one step; return its seconds."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        event = self._next("step")
-        self.seconds.append(event["seconds"])
-        self.memory = event["memory"]
-        return event["seconds"]
-
-    def close(self) -> None:
-        """End it."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.log.close()
+def contender(name: str, folder: Path, steps: int) -> Contender:
+    """Return a contender that is loaded and waits."""
+    cache = folder / ("cache" if name in FILLED else f"cache_{name}")
+    return Contender(name, CONTENDERS[name][0], folder, ["--steps", str(steps)], cache)
 
 
 def matmul_rate() -> float:
@@ -543,17 +480,16 @@ def main() -> None:
     names = args.only or list(CONTENDERS)
     if any(name in FILLED for name in names):
         fill(folder)
-    running = [Contender(name, folder, args.steps) for name in names]
+    running = [contender(name, folder, args.steps) for name in names]
     for number in range(args.steps):
-        times = {contender.name: round(contender.step(), 2) for contender in running}
+        times = {one.name: round(one.step(), 2) for one in running}
         print(f"step {number + 1}: {times}", flush=True)
-    for contender in running:
-        if contender.name == "head":
-            contender.step()
-            contender.seconds.pop()  # under the profiler
+    for one in running:
+        if one.name == "head":
+            one.step()  # one more, under the profiler
     rate = matmul_rate()
-    for contender in running:
-        contender.close()
+    for one in running:
+        one.close()
     result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -564,11 +500,11 @@ def main() -> None:
             {
                 "name": c.name,
                 "label": f"({c.name}) {c.label}" if len(c.name) == 1 else c.label,
-                "seconds": c.seconds,
-                "losses": c.losses,
-                "precompute": c.precompute,
-                "profile": c.profile,
-                "weights": c.weights,
+                "seconds": c.seconds[: args.steps],
+                "losses": [said["loss"] for said in c.heard("loss")],
+                "precompute": sum(said["seconds"] for said in c.heard("precompute")),
+                "profile": [row for said in c.heard("profile") for row in said["operations"]],
+                "weights": c.ready["weights"],
                 "memory": c.memory,
                 "above": c.memory - c.before,
             }

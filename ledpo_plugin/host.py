@@ -287,19 +287,19 @@ def _parse_with_plugin_class(original: Callable, recipe: dict[str, Any]) -> Any:
 
 
 def _train_args(original: Callable) -> Callable:
-    from .checkpoints import set_aside_incomplete
-    from .recipe import (
-        RecipeError,
-        added_values,
-        arguments_to_recipe,
-        check_recipe,
-        check_stock_recipe,
-        is_plugin_recipe,
-        resolve_recipe,
-    )
-
     @wraps(original)
     def get_train_args(args=None):
+        from .checkpoints import set_aside_incomplete
+        from .recipe import (
+            RecipeError,
+            added_values,
+            arguments_to_recipe,
+            check_recipe,
+            check_stock_recipe,
+            is_plugin_recipe,
+            resolve_recipe,
+        )
+
         given = importlib.import_module(PARSER).read_args(args)
         recipe = given if isinstance(given, dict) else arguments_to_recipe(list(given))
         if not is_plugin_recipe(recipe):

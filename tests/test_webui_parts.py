@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,3 +296,19 @@ def test_another_web_ui_stays_as_it_is_and_says_so(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "Runner.gone is missing" in said
     assert "stock web UI is shown" in said
+
+
+def test_the_ui_is_built_without_what_only_its_buttons_need():
+    """What makes its start slow; `benchmarks/webui_startup.py` measures that."""
+    script = (
+        "import gc, sys\n"
+        "from llamafactory.webui.interface import create_ui\n"
+        "create_ui()\n"
+        "print(gc.get_freeze_count(), *(name for name in sys.modules if name.startswith('ledpo_plugin.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    frozen, *modules = done.stdout.splitlines()[-1].split()
+    assert int(frozen) > 100_000
+    assert {"ledpo_plugin.webui.form", "ledpo_plugin.webui.experiments"} <= set(modules)
+    later = ("recipe", "rewards", "experiments", "trainer", "webui.experiments_pages")
+    assert [name for name in modules if name.removeprefix("ledpo_plugin.").startswith(later)] == []
