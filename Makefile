@@ -1,7 +1,7 @@
 # make setup        the environment in .venv (once; again when pyproject.toml or constraints.txt change)
 # make quickstart   train LEDPO on a real model and real preference pairs on a CPU, and show what it did
 # make test         style and the quick tests, as CI does
-# make test-slow    the tests that need the real model
+# make test-slow    the tests that take longer, or need the real model
 # make experiment   run an experiment at its cpu profile: make experiment NAME=loss_variants_impact
 # make docs         the READMEs' tables, from the code's own
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
