@@ -49,7 +49,8 @@ _REFUSED_FLAGS = {
 }
 _REFUSED_VARIABLES = {
     "USE_MCA": "Megatron (MCA) has its own trainer, without the LEDPO stages",
-    "USE_V1": "LLaMA-Factory's v1 trainer has no preference stages in this version",
+    "USE_MEGATRON_BRIDGE": "Megatron Bridge has its own trainer, without the LEDPO stages",
+    "USE_V1": "LLaMA-Factory's v1 has trainers of its own, without the LEDPO stages",
 }
 
 

@@ -13,8 +13,13 @@ from . import __version__
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import describe, examine, healthy
-
+    try:
+        from .doctor import describe, examine, healthy
+    except ImportError as error:
+        raise RuntimeError(
+            f"The LEDPO stages will NOT run: the plugin cannot be imported ({error}). Install what it "
+            "misses, as pyproject.toml lists it. Stock stages are not affected."
+        ) from error
     report = examine()
     print(json.dumps(report, indent=2) if args.json else describe(report))
     return 0 if healthy(report) else 1

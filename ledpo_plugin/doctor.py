@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 
 from packaging.requirements import Requirement
 
@@ -56,7 +56,9 @@ HOST_BUGS = (
         _losses_ignored,
         "stage ledpo with the same pref_loss trains what the name says",
     ),
-    HostBug("stage ppo stops with an ImportError (it asks for an older trl)", _ppo_refused, "none yet"),
+    HostBug(
+        "stage ppo stops with an ImportError (it asks for an older trl)", _ppo_refused, "stage ledpo_ppo trains PPO"
+    ),
     HostBug(".json recipes crash on reading", _json_recipes_crash, "write recipes as YAML"),
     HostBug(
         "the installed trl is outside what LLaMA-Factory asks for", _unchecked_trl, "pip install a trl in its range"
@@ -78,15 +80,20 @@ def _hooked_in_a_new_process() -> dict:
     return {"patched": [], "error": done.stderr.strip().splitlines()[-1:] or ["no output"]}
 
 
-def _webui_mismatches() -> list[str]:
+def _found(bug: HostBug) -> dict:
+    """Return what is said of a bug; whether it is present is None on a host where that cannot be looked up."""
     try:
-        return host.webui_mismatches()
-    except ImportError as error:
-        return [f"it cannot be imported: {error}"]
+        present = bug.present()
+    except Exception:  # of a host that is not the one these were seen in, anything may be missing
+        present = None
+    return {"bug": bug.title, "present": present, "with_ledpo": bug.remedy}
 
 
 def examine() -> dict:
-    """Return the state of the installation: versions, hooks, mismatches and the host's known bugs found here."""
+    """Return the state of the installation: versions, hooks, mismatches and the host's known bugs found here.
+
+    What a run imports is imported, so that a module which fails there is named here.
+    """
     report: dict = {
         "versions": package_versions(),
         "tested": str(host.TESTED),
@@ -97,14 +104,9 @@ def examine() -> dict:
         report["mismatches"] = host.mismatches()
         return report
     report |= _hooked_in_a_new_process()
-    try:
-        report["mismatches"] = host.mismatches()
-        report["webui_mismatches"] = _webui_mismatches()
-        report["host_bugs"] = [
-            {"bug": bug.title, "present": bug.present(), "with_ledpo": bug.remedy} for bug in HOST_BUGS
-        ]
-    except (ImportError, PackageNotFoundError) as error:
-        report["mismatches"] = [f"LLaMA-Factory cannot be imported: {error}"]
+    report["mismatches"] = host.mismatches()
+    report["webui_mismatches"] = host.webui_mismatches()
+    report["host_bugs"] = [_found(bug) for bug in HOST_BUGS]
     return report
 
 
@@ -131,7 +133,7 @@ def describe(report: dict) -> str:
     if "host_bugs" in report:
         lines.append("Known bugs of the host")
         for item in report["host_bugs"]:
-            state = f"PRESENT  ({item['with_ledpo']})" if item["present"] else "absent"
-            lines.append(f"  {item['bug']}: {state}")
+            known = {True: f"PRESENT  ({item['with_ledpo']})", False: "absent", None: "cannot be looked up here"}
+            lines.append(f"  {item['bug']}: {known[item['present']]}")
     lines.append("The LEDPO stages will run." if healthy(report) else "The LEDPO stages will NOT run.")
     return "\n".join(lines)

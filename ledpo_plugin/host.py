@@ -6,8 +6,8 @@ What is patched, all of it in `llamafactory.train.tuner` and only after that mod
     which the original would silently take for something else: that is refused.
   * `run_dpo`: arguments of the plugin's class go to the plugin's workflow; all others to the original.
 When its web UI is imported, `ledpo_plugin.webui.hook` is told, which adds to the UI by the names that stand here.
-Where the installed LLaMA-Factory is not one this module was tested with, the plugin's stages are refused and the
-stock ones work as ever.
+Where the installed LLaMA-Factory is not one this module was tested with, or a module of the plugin cannot be imported,
+the plugin's stages are refused with the reason, and the stock ones work as ever.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import field, fields, make_dataclass
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from operator import attrgetter
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_type_hints
@@ -27,8 +28,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from .hparams import LedpoArguments
+from .supported import HOST_RANGE, INSTALL_HOST, is_plugin_recipe
 
-TESTED = SpecifierSet(">=0.9.5,<0.9.6")
+TESTED = SpecifierSet(HOST_RANGE, prereleases=True)
 ALLOW_UNTESTED = "LEDPO_ALLOW_UNTESTED_HOST"
 
 TUNER = "llamafactory.train.tuner"
@@ -117,9 +119,12 @@ PIECES = {
     "logging": ("llamafactory.extras", "logging"),
 }
 
+# Modules of the plugin that a run imports once its recipe was taken; they bring in all others of a training.
+RUN_MODULES = ("ledpo_plugin.recipe", "ledpo_plugin.checkpoints", "ledpo_plugin.live_log", "ledpo_plugin.workflow")
+
 
 class HostMismatch(RuntimeError):
-    """The installed LLaMA-Factory is not one the plugin's stages were tested with."""
+    """The plugin's stages cannot run with the packages installed here."""
 
 
 def host_version() -> str | None:
@@ -130,31 +135,50 @@ def host_version() -> str | None:
         return None
 
 
-def mismatches() -> list[str]:
-    """Return what of the installed LLaMA-Factory is not as the plugin expects; empty if all is."""
+def mismatches(to_run: bool = True) -> list[str]:
+    """Return why the plugin's stages cannot run here; empty if they can. It raises nothing.
+
+    Args:
+        to_run: whether what a run imports is imported, too; False where nothing is to run yet (the web UI's start).
+    """
     installed = host_version()
     if installed is None:
-        return ["LLaMA-Factory is not installed: pip install 'llamafactory>=0.9.5,<0.9.6'"]
+        return [f"LLaMA-Factory is not installed: {INSTALL_HOST}"]
     found = []
     if Version(installed) not in TESTED and os.environ.get(ALLOW_UNTESTED, "") in ("", "0"):
         found.append(f"version {installed} is outside the tested range {TESTED}")
     found += _wrong_signatures(SIGNATURES)
-    parser = importlib.import_module(PARSER)
-    if getattr(parser, "FinetuningArguments", None) not in getattr(parser, "_TRAIN_ARGS", ()):
+    parser, why = _imported(PARSER)
+    if not why and getattr(parser, "FinetuningArguments", None) not in getattr(parser, "_TRAIN_ARGS", ()):
         found.append(f"{PARSER}._TRAIN_ARGS does not hold FinetuningArguments")
-    return found + _missing(PIECES)
+    found += _missing(PIECES)
+    if to_run:
+        found += [why for _, why in map(_imported, RUN_MODULES) if why]
+    return list(dict.fromkeys(found))
 
 
 def webui_mismatches() -> list[str]:
     """Return what of the installed web UI is not as the plugin expects; empty if all is."""
-    return _wrong_signatures(WEBUI_SIGNATURES) + _missing(WEBUI_PIECES)
+    return list(dict.fromkeys(_wrong_signatures(WEBUI_SIGNATURES) + _missing(WEBUI_PIECES)))
+
+
+def _imported(module_name: str) -> tuple[ModuleType | None, str]:
+    """Return a module, or None and why it cannot be imported."""
+    try:
+        return importlib.import_module(module_name), ""
+    except Exception as error:
+        return None, f"{module_name} cannot be imported ({type(error).__name__}: {error})"
 
 
 def _wrong_signatures(expected_ones: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[str]:
     found = []
     for module_name, name, expected in expected_ones:
+        module, why = _imported(module_name)
+        if why:
+            found.append(why)
+            continue
         try:
-            function = attrgetter(name)(importlib.import_module(module_name))
+            function = attrgetter(name)(module)
         except AttributeError:
             found.append(f"{module_name}.{name} is missing")
             continue
@@ -165,27 +189,29 @@ def _wrong_signatures(expected_ones: tuple[tuple[str, str, tuple[str, ...]], ...
 
 
 def _missing(wanted: dict[str, tuple[str, str]]) -> list[str]:
-    return [
-        f"{module_name}.{name} is missing"
-        for module_name, name in wanted.values()
-        if not hasattr(importlib.import_module(module_name), name)
-    ]
+    found = []
+    for module_name, name in wanted.values():
+        module, why = _imported(module_name)
+        if why or not hasattr(module, name):
+            found.append(why or f"{module_name}.{name} is missing")
+    return found
 
 
-def require_supported() -> None:
-    """Do nothing if the plugin's stages can run here.
+def require_supported(to_run: bool = True) -> None:
+    """Do nothing if the plugin's stages can run here; `to_run` as for `mismatches`.
 
     Raises:
         HostMismatch: they cannot; the message names the installed version, the tested range and what to do.
     """
-    found = mismatches()
+    found = mismatches(to_run)
     if found:
         raise HostMismatch(
             f"The LEDPO stages cannot run with the installed LLaMA-Factory {host_version()} (tested: {TESTED}). "
             "Stock stages are not affected.\n"
             + "\n".join(f"  - {line}" for line in found)
-            + "\nWhat to do: pip install 'llamafactory>=0.9.5,<0.9.6', or install the ledpo-plugin release made for "
-            f"your version. {ALLOW_UNTESTED}=1 skips the version check alone (not the checks of the internals). "
+            + f"\nWhat to do: {INSTALL_HOST}, or install the ledpo-plugin release made for your version; where a "
+            "module cannot be imported, install what it misses, in the version that LLaMA-Factory asks for. "
+            f"{ALLOW_UNTESTED}=1 skips the version check alone (not the checks of the internals). "
             "LEDPO_PLUGIN_DISABLE=1 switches the plugin off."
         )
 
@@ -289,44 +315,79 @@ def _parse_with_plugin_class(original: Callable, recipe: dict[str, Any]) -> Any:
 def _train_args(original: Callable) -> Callable:
     @wraps(original)
     def get_train_args(args=None):
-        from .checkpoints import set_aside_incomplete
-        from .recipe import (
-            RecipeError,
-            added_values,
-            arguments_to_recipe,
-            check_recipe,
-            check_stock_recipe,
-            is_plugin_recipe,
-            resolve_recipe,
-        )
-
-        given = importlib.import_module(PARSER).read_args(args)
-        recipe = given if isinstance(given, dict) else arguments_to_recipe(list(given))
-        if not is_plugin_recipe(recipe):
-            problems = check_stock_recipe(recipe, stock_keys())
-            if problems:
-                raise RecipeError(problems)
+        given, problems = args, ()
+        try:
+            given = importlib.import_module(PARSER).read_args(args)
+            recipe = _as_recipe(given)
+            if not is_plugin_recipe(recipe):
+                problems = _problems_of_stock(recipe)
+        except Exception as error:  # a stock stage must run whatever fails here; what is not readable is the host's
+            _say_unchecked(error)
             return original(given)
-        require_supported()
-        keys = recipe_keys()
-        if not isinstance(given, dict):
-            recipe = arguments_to_recipe(list(given), keys)
-        problems = check_recipe(recipe, keys, os.environ)
         if problems:
+            from .recipe import RecipeError
+
             raise RecipeError(problems)
-        resolved = resolve_recipe(recipe)
-        if not resolved.get("overwrite_output_dir"):
-            for folder in set_aside_incomplete(resolved.get("output_dir")):
-                print(f"ledpo: {folder} was not written to its end (killed while saving?); set aside.", flush=True)
-        parsed = _parse_with_plugin_class(original, resolved)
-        finetuning_args = parsed[3]
-        finetuning_args.ledpo_generating = parsed[4]  # the host hands these to its own PPO alone
-        finetuning_args.ledpo_recipe = dict(recipe)
-        finetuning_args.ledpo_added = added_values(recipe, resolved)
-        return parsed
+        return _plugin_args(original, given, recipe) if is_plugin_recipe(recipe) else original(given)
 
     get_train_args.ledpo_original = original
     return get_train_args
+
+
+def _as_recipe(given: Any) -> dict[str, Any]:
+    """Return what the host read as a recipe; of a command line the stage alone where ours cannot be imported."""
+    if isinstance(given, dict):
+        return given
+    words = list(given)
+    try:
+        from .recipe import arguments_to_recipe
+
+        return arguments_to_recipe(words)
+    except ImportError:
+        stages = [after for word, after in pairwise(words) if word == "--stage"]
+        stages += [word.removeprefix("--stage=") for word in words if word.startswith("--stage=")]
+        if stages and is_plugin_recipe({"stage": stages[-1]}):
+            return {"stage": stages[-1]}
+        raise
+
+
+def _problems_of_stock(recipe: dict[str, Any]) -> list[Any]:
+    from .recipe import check_stock_recipe
+
+    return check_stock_recipe(recipe, stock_keys())
+
+
+def _say_unchecked(error: Exception) -> None:
+    print(
+        f"ledpo-plugin could not look at this recipe ({type(error).__name__}: {error}); it goes to LLaMA-Factory as it "
+        "is. See `ledpo doctor`.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _plugin_args(original: Callable, given: Any, recipe: dict[str, Any]) -> Any:
+    """Return the parsed arguments of a recipe of one of the plugin's stages."""
+    require_supported()
+    from .checkpoints import set_aside_incomplete
+    from .recipe import RecipeError, added_values, arguments_to_recipe, check_recipe, resolve_recipe
+
+    keys = recipe_keys()
+    if not isinstance(given, dict):
+        recipe = arguments_to_recipe(list(given), keys)
+    problems = check_recipe(recipe, keys, os.environ)
+    if problems:
+        raise RecipeError(problems)
+    resolved = resolve_recipe(recipe)
+    if not resolved.get("overwrite_output_dir"):
+        for folder in set_aside_incomplete(resolved.get("output_dir")):
+            print(f"ledpo: {folder} was not written to its end (killed while saving?); set aside.", flush=True)
+    parsed = _parse_with_plugin_class(original, resolved)
+    finetuning_args = parsed[3]
+    finetuning_args.ledpo_generating = parsed[4]  # the host hands these to its own PPO alone
+    finetuning_args.ledpo_recipe = dict(recipe)
+    finetuning_args.ledpo_added = added_values(recipe, resolved)
+    return parsed
 
 
 def _run_dpo(original: Callable) -> Callable:
@@ -372,16 +433,17 @@ def _install_v1(launcher: ModuleType) -> None:
 def _refuse_v1(argv: list[str]) -> None:
     import yaml
 
-    from .recipe import is_plugin_recipe
-
     for argument in argv:
         if argument.endswith((".yaml", ".yml")) and os.path.isfile(argument):
-            with open(argument, encoding="utf-8") as file:
-                recipe = yaml.safe_load(file)
-            if isinstance(recipe, dict) and is_plugin_recipe(recipe):
+            try:
+                with open(argument, encoding="utf-8") as file:
+                    recipe = yaml.safe_load(file)
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # v1 says what is wrong with it
+            if is_plugin_recipe(recipe):
                 raise HostMismatch(
                     f"USE_V1=1: {argument} has stage {recipe['stage']!r}, but LLaMA-Factory's v1 has argument classes "
-                    "of its own and no preference stage to build on. What to do: unset USE_V1."
+                    "and trainers of its own, which the LEDPO stages are not part of. What to do: unset USE_V1."
                 )
 
 

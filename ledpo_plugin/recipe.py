@@ -28,6 +28,7 @@ from ledpo_plugin._recipe_reading import (
 from ledpo_plugin.hparams import HEAD_MODES, LEARNED_MODES, argument_fields
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.stages import STAGES
+from ledpo_plugin.supported import is_plugin_recipe
 
 __all__ = [
     "CHECKS",
@@ -42,12 +43,6 @@ __all__ = [
 ]
 
 SPREAD = 10  # how far beta may be learned away from pref_beta, as a factor, where the recipe gives no bounds
-
-
-def is_plugin_recipe(raw: Any) -> bool:
-    """Whether the recipe asks for one of the plugin's stages, however it is spelled."""
-    stage = raw.get("stage") if isinstance(raw, Mapping) else None
-    return isinstance(stage, str) and stage.strip().lower().startswith("ledpo")
 
 
 def check_recipe(

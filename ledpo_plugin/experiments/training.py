@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ledpo_plugin.checkpoints import checkpoints_of, set_aside_incomplete
+from ledpo_plugin.supported import INSTALL_HOST
 from ledpo_plugin.usage import USAGE
 
 from .budget import COUNTED, Budget, logged, overrun, share_missed, used
@@ -47,7 +48,7 @@ def stock_command() -> str:
     beside = Path(sys.executable).parent / "llamafactory-cli"
     found = str(beside) if beside.is_file() else shutil.which("llamafactory-cli")
     if not found:
-        raise RunFailed("llamafactory-cli is not installed here: pip install 'llamafactory>=0.9.5,<0.9.6'.")
+        raise RunFailed(f"llamafactory-cli is not installed here: {INSTALL_HOST}.")
     return found
 
 

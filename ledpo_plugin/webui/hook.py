@@ -36,7 +36,7 @@ def _train_tab(original: Callable, engines: list[Any]) -> Callable:
     def create_train_tab(engine):
         engines[:] = [engine]
         try:
-            host.require_supported()
+            host.require_supported(to_run=False)  # Preview and Start look at the rest
             from ledpo_plugin.webui.train_tab import Extension
 
             extension = Extension(engine)
