@@ -22,31 +22,10 @@ PPO_KEYS = (
     *("ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target", "ppo_whiten_rewards"),
     *("reward_model", "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type"),
 )
-SFT_KEYS = ("use_dft_loss", "use_asft_loss", "asft_alpha", "use_eaft_loss", "eaft_alpha", "compute_accuracy")
 WEIGHTS = ("pref_ftx", "pref_bco_weight", "dpo_label_smoothing")  # 0 switches them off and is always allowed
 
 NEED_SMOOTHING = ("exo_pair",)
 
-# Host options that no LEDPO stage supports: why, and what to do.
-_REFUSED_FLAGS = {
-    "use_mca": ("Megatron (MCA) has its own trainer, without the LEDPO stages", "remove use_mca"),
-    "use_megatron_bridge": (
-        "Megatron has its own trainer, without the LEDPO stages",
-        "remove use_megatron_bridge",
-    ),
-    "use_hyper_parallel": ("HyperParallel serves only stage sft", "remove use_hyper_parallel"),
-    "predict_with_generate": (
-        "generation at evaluation serves only stage sft",
-        "remove predict_with_generate",
-    ),
-    "packing": ("answers to be compared cannot be packed into one row", "remove packing"),
-    "neat_packing": ("answers to be compared cannot be packed into one row", "remove neat_packing"),
-    "train_on_prompt": (
-        "preferences are about answers, so prompt tokens stay masked",
-        "remove train_on_prompt",
-    ),
-    "mask_history": ("mask_history serves only stage sft", "remove mask_history"),
-}
 _REFUSED_VARIABLES = {
     "USE_MCA": "Megatron (MCA) has its own trainer, without the LEDPO stages",
     "USE_MEGATRON_BRIDGE": "Megatron Bridge has its own trainer, without the LEDPO stages",
@@ -169,7 +148,6 @@ def idle_keys(stage: Stage, loss: Loss, mode: str) -> dict[str, tuple[str, str]]
         idle |= _idle_in_rollouts(stage)
     else:
         idle |= dict.fromkeys(PPO_KEYS, (f"it acts in {_either(ROLLOUT_STAGES)}", "remove it"))
-    idle |= dict.fromkeys(SFT_KEYS, ("it belongs to stage sft", "remove it"))
     return idle
 
 
@@ -295,17 +273,10 @@ def _count(text: object) -> int:
 
 
 def check_backends(recipe: Reading) -> Iterator[Problem]:
-    """Yield a problem for every host option or environment variable that no LEDPO stage supports."""
-    for key in refused_flags(recipe):
-        yield problem(key, True, *_REFUSED_FLAGS[key])
+    """Yield a problem for every environment variable that chooses a trainer without the LEDPO stages."""
     for name, why in _REFUSED_VARIABLES.items():
         if switched_on(recipe.environ, name):
             yield problem(name, recipe.environ.get(name), why, f"unset the environment variable {name}")
-
-
-def refused_flags(recipe: Reading) -> list[str]:
-    """Return the keys that `check_backends` reports."""
-    return [key for key in _REFUSED_FLAGS if recipe.flag(key)]
 
 
 def check_precision(recipe: Reading) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
+from ledpo_plugin import _recipe_host_keys as host_keys
 from ledpo_plugin import _recipe_mixture as mixture
 from ledpo_plugin import _recipe_ranges as ranges
 from ledpo_plugin import _recipe_rewards as rewards
@@ -67,7 +68,7 @@ def _check_keys(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem for every key that neither the host nor the plugin knows."""
     if switched_on(recipe.environ, "ALLOW_EXTRA_ARGS"):
         return
-    refused = combinations.refused_flags(recipe)
+    refused = host_keys.refused_in(recipe)
     for key, value in recipe.raw.items():
         if key in recipe.host_keys or key in refused:
             continue
@@ -95,6 +96,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_fill,
     combinations.check_pissa,
     combinations.check_batch,
+    host_keys.check_host_keys,
     combinations.check_backends,
     combinations.check_precision,
     combinations.check_adapter_kind,

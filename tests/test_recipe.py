@@ -345,7 +345,7 @@ COMBINATIONS = (
     idle("ref_model", "{root}/other", SIMPO, "the loss simpo needs no reference model", "remove it"),
     idle("ref_model_adapters", "{root}/adapter", {}, "no ref_model is set", "remove it, or set ref_model"),
     idle("ppo_epochs", 4, {}, "it acts in ledpo_ppo or ledpo_alternate", "remove it"),
-    idle("compute_accuracy", True, {}, "it belongs to stage sft", "remove it"),
+    idle("compute_accuracy", True, {}, "it belongs to stage sft", "remove compute_accuracy"),
     idle(
         "pref_ftx",
         0.1,
@@ -397,8 +397,8 @@ COMBINATIONS = (
     Bad("bridge", {"use_megatron_bridge": True}, "use_megatron_bridge", "own trainer", "remove use_megatron_bridge"),
     Bad("hyper", {"use_hyper_parallel": True}, "use_hyper_parallel", "serves only stage sft", "remove use_hyper"),
     Bad("generate", {"predict_with_generate": True}, "predict_with_generate", "serves only stage sft", "remove"),
-    Bad("packing", {"packing": True}, "packing", "cannot be packed", "remove packing"),
-    Bad("neat packing", {"neat_packing": True}, "neat_packing", "cannot be packed", "remove neat_packing"),
+    Bad("packing", {"packing": True}, "packing", "are not packed", "remove packing"),
+    Bad("neat packing", {"neat_packing": True}, "neat_packing", "are not packed", "remove neat_packing"),
     Bad("prompt", {"train_on_prompt": True}, "train_on_prompt", "stay masked", "remove train_on_prompt"),
     Bad("history", {"mask_history": True}, "mask_history", "serves only stage sft", "remove mask_history"),
     Bad(
