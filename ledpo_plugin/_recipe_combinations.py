@@ -8,6 +8,7 @@ from ledpo_plugin._recipe_reading import HOST_DEFAULTS, Reading, split_names, sw
 from ledpo_plugin.hparams import (
     ALTERNATE,
     BETA_MODES,
+    FROZEN,
     HEAD_MODES,
     LEARNED_MODES,
     ROLLOUT_STAGES,
@@ -212,6 +213,8 @@ def _reference_weights(recipe: Reading) -> tuple[object, ...]:
     if recipe.is_set("ref_model"):
         return _weights(recipe, "ref_model", "ref_model_adapters")
     weights = _policy_weights(recipe)
+    if recipe.raw.get("reference_adapter") == FROZEN:
+        return weights
     if recipe.text("finetuning_type") == "lora" and len(weights) > 1 and not recipe.flag("create_new_adapter"):
         return weights[:-1]  # the last adapter is trained and switched off; the ones before it are merged
     return weights

@@ -80,6 +80,7 @@ _KINDS = {
     "beta_head_source": "head source",
     "beta_head_activation": "head activation",
     "beta_ppl_power": "power",
+    "reference_adapter": "adapter of the reference",
     "sft_ratio_by": "unit",
     "advantage_estimator": "advantage estimator",
     "kl_control": "KL control",

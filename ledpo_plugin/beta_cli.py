@@ -12,8 +12,9 @@ from .betas import BETAS, BetaFeatures
 from .forward import forward_rows
 from .head_file import HeadFileError, build_strategy, load_config, load_head
 from .host import pieces, templates_kept
-from .hparams import HEAD_MODES
+from .hparams import FROZEN, HEAD_MODES
 from .logps import IGNORE
+from .rewards._runs import below, names_of
 from .run_record import read_record
 
 NOT_ASKED = ("system", "gpt", "assistant")  # who speaks in turns that are no prompt
@@ -95,14 +96,20 @@ def load_for_inference(arguments: dict[str, Any]):
 def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_code: bool):
     """Load the model whose hidden state the head reads, with its tokenizer and template, by the host's loaders."""
     own: dict[str, Any] = {"model_name_or_path": record["model_name_or_path"], "template": record["template"]}
+    recipe = record["recipe"]
     lora = (run / "adapter_config.json").is_file()
+    adapters = below(recipe.get("adapter_name_or_path"), bool(recipe.get("create_new_adapter")))
     if source == "policy":
         if lora:
-            own["adapter_name_or_path"] = str(run)
+            adapters = [*adapters, str(run)]
         else:
-            own["model_name_or_path"] = str(run)
+            own["model_name_or_path"], adapters = str(run), []
     elif record.get("ref_model"):
-        own["model_name_or_path"] = record["ref_model"]
+        own["model_name_or_path"], adapters = record["ref_model"], names_of(recipe.get("ref_model_adapters"))
+    elif recipe.get("reference_adapter") == FROZEN:
+        adapters = names_of(recipe.get("adapter_name_or_path"))
+    if adapters:
+        own["adapter_name_or_path"] = ",".join(adapters)
     return load_for_inference(inference_arguments(record["recipe"], trust_remote_code, **own))
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from .betas import BetaStrategy
 from .forward import RowOutput
+from .hparams import FROZEN
 from .reference_cache import LOGPS, CacheError, ReferenceCache, default_folder, files_hash, fingerprint
 
 ROW, SET = "ledpo_row", "ledpo_set"  # columns: which row of which cached data set
@@ -39,9 +40,11 @@ def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_ar
     memory = default_folder()
     adapters = list(model_args.adapter_name_or_path or [])
     # The host merges all adapters but the one it goes on training; what is merged is part of the reference.
-    merged = adapters if finetuning_args.create_new_adapter else adapters[:-1]
+    frozen = finetuning_args.reference_adapter == FROZEN
+    merged = adapters if finetuning_args.create_new_adapter or frozen else adapters[:-1]
     own = finetuning_args.ref_model is not None
     key = {
+        "reference": "ref_model" if own else "frozen adapter" if frozen else "without the trained adapter",
         "model": files_hash(finetuning_args.ref_model if own else model_args.model_name_or_path, memory),
         "revision": model_args.model_revision,
         "adapters": files_hash(finetuning_args.ref_model_adapters, memory)

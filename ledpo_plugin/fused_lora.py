@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from .usage import OF_REFERENCE
+
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor, float]  # W [o, i], bias [o], A [r, i], B [o, r], scaling
 
 
@@ -96,18 +98,24 @@ def _fits(layer: nn.Module) -> bool:
     """Say whether a module is a LoRA layer whose every part is plain."""
     if type(layer) is not LoraLinear or len(layer.active_adapters) != 1:
         return False
-    name, base = layer.active_adapters[0], layer.get_base_layer()
+    base = layer.get_base_layer()
     return (
         type(base) is nn.Linear
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
-        and name in layer.lora_A
+        and _plain(layer, layer.active_adapters[0])
+        and not any(_hooked(module) for module in layer.modules())
+    )
+
+
+def _plain(layer: LoraLinear, name: str) -> bool:
+    return (
+        name in layer.lora_A
         and type(layer.lora_A[name]) is nn.Linear
         and layer.lora_A[name].bias is None
         and layer.lora_B[name].bias is None
         and type(layer.lora_dropout[name]) is nn.Identity
         and name not in getattr(layer, "lora_variant", {})
-        and not any(_hooked(module) for module in layer.modules())
     )
 
 
@@ -115,13 +123,16 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _name(layer: LoraLinear) -> str:
-    return layer.active_adapters[0]
+def _names(layer: LoraLinear) -> tuple[str, ...]:
+    """Return the adapter that is trained, and its frozen copy, whose results are to be the same to the bit."""
+    return (layer.active_adapters[0], *((OF_REFERENCE,) if _plain(layer, OF_REFERENCE) else ()))
 
 
-def _active(layer: LoraLinear, name: str) -> bool:
-    """Say whether the adapter that the layer was checked for is the one that is at work, and no other."""
-    return layer.active_adapters == [name] and not layer.disable_adapters and not layer.merged
+def _active(layer: LoraLinear, names: tuple[str, ...]) -> str | None:
+    """Return the adapter that is at work, if it is one that the layer was checked for, and no other."""
+    active = layer.active_adapters
+    usable = len(active) == 1 and active[0] in names and not layer.disable_adapters and not layer.merged
+    return active[0] if usable else None
 
 
 def _weights(layer: LoraLinear, name: str, x: Tensor) -> Weights:
@@ -132,16 +143,20 @@ def _weights(layer: LoraLinear, name: str, x: Tensor) -> Weights:
     return *(tensor if tensor is None else tensor.to(kind) for tensor in tensors), layer.scaling[name]
 
 
-def _linear_forward(layer: LoraLinear, original: Callable, name: str, x: Tensor, *args, **kwargs) -> Tensor:
-    if args or kwargs or not _active(layer, name):
+def _linear_forward(
+    layer: LoraLinear, original: Callable, names: tuple[str, ...], x: Tensor, *args, **kwargs
+) -> Tensor:
+    name = _active(layer, names)
+    if args or kwargs or name is None:
         return original(x, *args, **kwargs)
     weights = _weights(layer, name, x)
     return _Projection.apply(x.to(weights[0].dtype), *weights)
 
 
-def _mlp_forward(mlp: nn.Module, original: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:
-    layers = tuple(zip((mlp.gate_proj, mlp.up_proj, mlp.down_proj), names, strict=True))
-    if not all(_active(layer, name) for layer, name in layers):
+def _mlp_forward(mlp: nn.Module, original: Callable, names: tuple[tuple[str, ...], ...], x: Tensor) -> Tensor:
+    parts = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    layers = tuple((layer, _active(layer, known)) for layer, known in zip(parts, names, strict=True))
+    if any(name is None for _, name in layers):
         return original(x)
     weights = [_weights(layer, name, x) for layer, name in layers]
     tensors = [tensor for item in weights for tensor in item[:4]]
@@ -170,10 +185,10 @@ def fuse(model: nn.Module) -> int:
         if "forward" in vars(module):
             continue
         if _is_gated_mlp(module):
-            names = tuple(_name(part) for part in (module.gate_proj, module.up_proj, module.down_proj))
+            names = tuple(_names(part) for part in (module.gate_proj, module.up_proj, module.down_proj))
             module.forward = partial(_mlp_forward, module, module.forward, names)
         elif _fits(module):
-            module.forward = partial(_linear_forward, module, module.forward, _name(module))
+            module.forward = partial(_linear_forward, module, module.forward, _names(module))
         else:
             continue
         changed += 1

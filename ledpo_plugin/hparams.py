@@ -20,6 +20,7 @@ ESTIMATORS = ("gae", "rloo", "grpo")
 KL_CONTROLS = ("fixed", "adaptive", "beta")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 ROLLOUT_BACKENDS = ("hf", "vllm")
+BASE, FROZEN = "base", "frozen"  # what the reference has of the adapter that training goes on with
 REWARD_TYPES = ("lora", "full", "api", "implicit", "function")
 
 
@@ -120,6 +121,13 @@ class LedpoArguments:
     )
     disable_fused_lora: bool = _key(
         False, "Run LoRA layers as PEFT writes them, one operation and one kept tensor at a time."
+    )
+    reference_adapter: str | None = _key(
+        None,
+        "What the reference has of the adapter that training goes on with (adapter_name_or_path): frozen (that adapter "
+        "as it is when training starts, kept as a second copy) or base (nothing of it). Left out: base; where "
+        "LLaMA-Factory cannot merge adapters (quantised models, ZeRO-3, unsloth, KTransformers) it must be said.",
+        choices=(FROZEN, BASE),
     )
     sft_dataset: str | None = _key(
         None,

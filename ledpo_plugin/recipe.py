@@ -12,6 +12,7 @@ from ledpo_plugin import _recipe_files as files
 from ledpo_plugin import _recipe_host_keys as host_keys
 from ledpo_plugin import _recipe_mixture as mixture
 from ledpo_plugin import _recipe_ranges as ranges
+from ledpo_plugin import _recipe_reference as reference
 from ledpo_plugin import _recipe_rewards as rewards
 from ledpo_plugin import _recipe_rollouts as rollouts
 from ledpo_plugin import _recipe_types as types
@@ -91,6 +92,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_smoothing,
     combinations.check_head_source,
     combinations.check_effect,
+    reference.check_reference_adapter,
     combinations.check_frozen_policy,
     combinations.check_evaluated_head,
     combinations.check_fill,

@@ -27,6 +27,7 @@ from .losses import LOSSES, PairLogps, UnpairedLogps
 from .metrics import pair_metrics, unpaired_metrics
 from .mixture import SFT, Mixed, MixtureBatches
 from .plans import PREFIX
+from .reference_adapter import reference_at_work
 from .reference_cache import ReferenceCache
 from .side_optimizer import mean_over_ranks
 from .usage import Cost, Usage
@@ -188,8 +189,8 @@ class PreferenceTrainer(Trainer):
     def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
         """Return what the reference says: from the cache, or by a pass that is then put into it.
 
-        The reference is a model of its own, or the policy with its adapter switched off. `ld_alpha` weighs the
-        policy's side alone, as in LLaMA-Factory.
+        The reference is a model of its own, or the policy with its adapter switched off or its frozen copy at work.
+        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory.
         """
         cached = to_output(batch)
         if self._counting:
@@ -211,7 +212,7 @@ class PreferenceTrainer(Trainer):
         inner = self.accelerator.unwrap_model(model)
         # DDP's forward waits for all ranks, and not all need a pass where a cache is partly filled.
         through = inner if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        with inner.disable_adapter():
+        with reference_at_work(inner, self.finetuning_args.reference_adapter):
             yield through
 
     def _wants(self, source: str) -> frozenset[str]:

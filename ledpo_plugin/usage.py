@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 USAGE = "ledpo_usage.json"
+OF_REFERENCE = "ledpo_reference"  # the name of the adapter that is kept frozen as a part of the reference
 OF_REWARDS = "ledpo_reward_"  # in the names of reward models' adapters, which sit in the policy and are no part of it
 
 
@@ -71,7 +72,7 @@ class Cost:
         head = model.get_output_embeddings()
         embeddings = model.get_input_embeddings()
         apart = {id(p) for layer in (head, embeddings) if layer is not None for p in layer.parameters()}
-        own = (p for name, p in model.named_parameters() if OF_REWARDS not in name)
+        own = (p for name, p in model.named_parameters() if OF_REWARDS not in name and OF_REFERENCE not in name)
         body = sum(p.numel() for p in own if id(p) not in apart)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         output = 0 if head is None else sum(p.numel() for p in head.parameters())

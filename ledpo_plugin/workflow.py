@@ -8,9 +8,11 @@ from .caching import cache_key, describe, open_caches, why_not
 from .data_checks import drop_unusable
 from .head_file import build_strategy, head_config, load_head
 from .host import TUNER, pieces
+from .hparams import FROZEN
 from .layout import Batches
 from .losses import LOSSES
 from .mixture import Mixed
+from .reference_adapter import add_frozen_copy, require_decided
 from .reference_cache import ReferenceCache
 from .rl.build import Arguments, build_phase, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer
@@ -151,6 +153,11 @@ def build_trainer(
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
     needs_reference = loss.needs_reference or strategy.needs_reference or stage.rollouts
+    if needs_reference:
+        require_decided(model, model_args, training_args, finetuning_args)
+    if finetuning_args.reference_adapter == FROZEN:
+        add_frozen_copy(model, model_args)
+        log(f"The reference is the model with the adapter {model_args.adapter_name_or_path[-1]} as it is now.")
     extra: dict[str, Any] = {}
     if stage.rollouts:
         extra["phase"] = build_phase(run, model, dataset_module["train_dataset"] if stage.data == "prompts" else None)
@@ -241,6 +248,7 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
             model_name_or_path=model_args.model_name_or_path,
             adapter_name_or_path=model_args.adapter_name_or_path,
             ref_model=finetuning_args.ref_model,
+            reference_adapter=finetuning_args.reference_adapter,
             template=data_args.template,
             finetuning_type=finetuning_args.finetuning_type,
             seed=training_args.seed,

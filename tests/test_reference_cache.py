@@ -166,6 +166,7 @@ def _arguments() -> dict[str, SimpleNamespace]:
             ref_model_adapters=None,
             ref_model_quantization_bit=None,
             create_new_adapter=False,
+            reference_adapter=None,
             fill_reference_cache=False,
             disable_shared_prompt=False,
             disable_response_logits=False,
@@ -200,6 +201,7 @@ ROW = {
         ("training_args", "bf16", True),
         ("finetuning_args", "ref_model", "hub/reference"),
         ("finetuning_args", "create_new_adapter", True),
+        ("finetuning_args", "reference_adapter", "frozen"),
         ("finetuning_args", "fill_reference_cache", True),
     ],
 )

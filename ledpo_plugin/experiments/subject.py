@@ -26,9 +26,11 @@ from ledpo_plugin.data_checks import drop_unusable
 from ledpo_plugin.forward import RowOutput, forward_rows, output_layer
 from ledpo_plugin.head_file import build_strategy, head_config, load_config, load_head
 from ledpo_plugin.host import TUNER, pieces
+from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.layout import Batches
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import plan_of_rows
+from ledpo_plugin.reference_adapter import add_frozen_copy
 from ledpo_plugin.reference_cache import LOGPS
 from ledpo_plugin.shared_prompt import Costs
 from ledpo_plugin.trainer import PairTrainer
@@ -54,7 +56,7 @@ TUNING_KEYS = (
 )
 PRECISION_KEYS = ("bf16", "fp16", "tf32", "use_cpu")
 LAYOUT_KEYS = ("disable_shared_prompt", "disable_response_logits", "disable_fused_lora", "disable_reference_cache")
-REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
+REFERENCE_KEYS = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit", "reference_adapter")
 
 
 class CheckpointError(RuntimeError):
@@ -219,6 +221,8 @@ class Subject:
         marked, caches = open_caches(pairs, strategy, None, 0, self._key, folder / "cache" if private else None)
         batches.caches = caches
         ref_model = None
+        if self.finetuning_args.reference_adapter == FROZEN:
+            add_frozen_copy(model, self.model_args)
         if self.finetuning_args.ref_model is not None:
             ref_model = pieces().create_ref_model(self.model_args, self.finetuning_args)
         trainer = _Trainer(
@@ -241,6 +245,7 @@ class Subject:
         """Return the key of what the start says: all adapters of the recipe are part of it."""
         tuning = copy.copy(self.finetuning_args)
         tuning.ref_model, tuning.create_new_adapter, tuning.fill_reference_cache = None, True, True
+        tuning.reference_adapter = None
         key = cache_key(self.model_args, self.data_args, self.training_args, tuning, data)
         return key | {"measured": self.finetuning_args.finetuning_type}
 

@@ -144,6 +144,8 @@ def _reference(run: Run, policy: Speaker, shares: bool, context: Any) -> Speaker
     """Return the model the run was compared with: its own ref_model, or the base below its adapter."""
     if run.ref_model is not None:
         return _beside(context, run.ref_model, names_of(run.ref_adapters))
+    if run.frozen:
+        return _beside(context, run.base, run.names)
     if run.has_adapter:
         return Speaker(policy.model, None)
     if shares and not run.names:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ledpo_plugin.betas import BETAS
 from ledpo_plugin.head_file import HeadFileError, load_config
+from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
 from ledpo_plugin.reference_cache import default_folder, files_hash
@@ -34,6 +35,7 @@ class Run:
     names: list[str]  # adapters that its recipe named
     below: list[str]  # of these, those that are merged into the base, so that its own adapter stands on them
     has_adapter: bool  # its weights are an adapter, not a whole model
+    frozen: bool  # its reference holds all of these adapters, the last one as it was when training started
     ref_model: str | None
     ref_adapters: str | None
     loss: Loss
@@ -102,6 +104,7 @@ def read_run(where: str) -> Run:
         names=names_of(adapters),
         below=below(adapters, bool(recipe.get("create_new_adapter"))),
         has_adapter=has_adapter,
+        frozen=recipe.get("reference_adapter") == FROZEN,
         ref_model=record.get("ref_model"),
         ref_adapters=recipe.get("ref_model_adapters"),
         loss=loss,

@@ -57,7 +57,7 @@ class RolloutTrainer(PreferenceTrainer):
         self.add_callback(_Phases(self))
         if isinstance(self.model, PeftModel):  # adapters of reward models are not the policy's
             name = self.model.active_adapter
-            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=[name])
+            self.model.save_pretrained = partial(type(self.model).save_pretrained, self.model, selected_adapters=[name])
 
     # ---- the policy, whole and wrapped
 
