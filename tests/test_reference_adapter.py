@@ -14,6 +14,7 @@ import torch
 from conftest import history, series, train
 from safetensors.torch import load_file
 
+from eval_harness.generation.loading import load
 from ledpo_plugin import host
 from ledpo_plugin.beta_cli import _load_model, beta_of_prompts
 from ledpo_plugin.caching import cache_key
@@ -138,6 +139,20 @@ def test_ledpo_beta_reads_the_same_reference(tiny, sft, tmp_path):
         torch.testing.assert_close(model(input_ids=ids).logits, _by_itself(tiny, sft, ids), rtol=1e-4, atol=1e-5)
     assert beta_of_prompts(run, ["river stone"])[0]["beta"] > 0
     assert json.loads((run / "ledpo_run.json").read_text())["reference_adapter"] == "frozen"
+    loaded = load(run)
+    with loaded.at_start() as start, torch.no_grad():
+        torch.testing.assert_close(start(input_ids=ids).logits, _by_itself(tiny, sft, ids), rtol=1e-4, atol=1e-5)
+    asked = beta_of_prompts(run, ["river stone"])[0]["beta"]
+    assert loaded.betas(["river stone"])[0] == pytest.approx(asked, rel=1e-5)
+
+
+def test_ledpo_beta_reads_the_adapter_that_was_merged(tiny, sft, tmp_path):
+    recipe = _recipe(tiny, sft, tmp_path / "run", create_new_adapter=True) | {"beta_mode": "head", "max_steps": 1}
+    run = train(recipe)
+    ids = torch.arange(12).view(1, 12) + 40
+    model = _load_model(run, read_record(run), "reference", False)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, _by_itself(tiny, sft, ids), rtol=1e-4, atol=1e-5)
 
 
 def test_the_cache_s_key_says_which_reference_it_was(tiny, sft, tmp_path):

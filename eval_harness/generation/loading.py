@@ -15,7 +15,7 @@ from ledpo_plugin.beta_cli import encode_prompt, inference_arguments, load_for_i
 from ledpo_plugin.betas import BETAS, BetaFeatures, BetaStrategy
 from ledpo_plugin.forward import forward_rows
 from ledpo_plugin.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
-from ledpo_plugin.hparams import HEAD_MODES
+from ledpo_plugin.hparams import FROZEN, HEAD_MODES
 from ledpo_plugin.reference_cache import default_folder, files_hash
 from ledpo_plugin.run_record import RECORD, read_record
 
@@ -34,7 +34,8 @@ class Loaded:
     arguments: dict[str, Any]  # of the host
     head: dict[str, Any] | None = None  # configuration of the run's beta head
     strategy: BetaStrategy | None = None
-    start: dict[str, Any] | None = None  # arguments of the model that training started from, if it is not below
+    start: dict[str, Any] | None = None  # arguments of the model that training started from
+    start_is_below: bool = True  # whether it is the model with its adapter switched off, where it has one
     reference: dict[str, Any] | None = None  # those of a reference model of the run's own
     _models: dict[str, nn.Module] = field(default_factory=dict)
     _betas: dict[tuple[int, ...], float] = field(default_factory=dict)  # of prompts that were asked for
@@ -71,7 +72,7 @@ class Loaded:
         """
         if self.start is None:
             raise ValueError(f"{self.name} is no trained run, so that there is no model that it started from.")
-        if hasattr(self.model, "disable_adapter"):
+        if self.start_is_below and hasattr(self.model, "disable_adapter"):
             with self.model.disable_adapter():
                 yield self.model
         else:
@@ -204,15 +205,19 @@ def _load_run(run: Path, trust_remote_code: bool) -> Loaded:
         )
         model, tokenizer, template = load_for_inference(arguments)
         model = _with_adapter(model, run)
-        if under != names:
+        frozen = under != names and recipe.get("reference_adapter") == FROZEN
+        if under != names and not frozen:
             raise ValueError(
                 f"{run} went on with the adapter {names[-1]} (create_new_adapter: false), so that its start cannot be "
-                "told from it here. Train with create_new_adapter: true, or merge the adapter first."
+                "told from it here. Train with reference_adapter: frozen or create_new_adapter: true, or merge the "
+                "adapter first."
             )
     else:
+        frozen = False
         arguments = inference_arguments(recipe, trust_remote_code, **below | {"model_name_or_path": str(run)})
         model, tokenizer, template = load_for_inference(arguments)
     loaded = Loaded(run.name, model, tokenizer, template, _identity(recipe, run), arguments, start=start)
+    loaded.start_is_below = not frozen  # of a frozen adapter the start is the reference, too, and loaded when asked
     if record.get("ref_model"):
         loaded.reference = inference_arguments(
             recipe, trust_remote_code, **below | {"model_name_or_path": record["ref_model"]}

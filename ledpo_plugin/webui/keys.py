@@ -159,7 +159,7 @@ def _plugin_key(name: str, hints: Mapping[str, Any]) -> Key:
 def _section(name: str, facts: Mapping[str, Any]) -> str:
     if "stages" in facts:
         return "rollout"
-    if "losses" in facts:
+    if "losses" in facts or name == "reference_adapter":
         return "loss"
     if "modes" in facts or name == "beta_mode":
         return "beta"
