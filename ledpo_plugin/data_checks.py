@@ -1,7 +1,7 @@
 """Rows that cannot train, dropped and counted before training: they would turn into NaN or silent zeros."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,9 @@ def instruction_fault(row: Mapping[str, Any]) -> str | None:
 FAULTS = {"pairs": pair_fault, "unpaired": unpaired_fault, "instructions": instruction_fault}
 
 
-def drop_unusable(dataset: Any, name: str, data: str, log) -> Any:
+def drop_unusable(
+    dataset: Any, name: str, data: str, log, media: Callable[[Mapping[str, Any]], str | None] | None = None
+) -> Any:
     """Return `dataset` without the rows that cannot train, and log how many were dropped and why.
 
     Args:
@@ -61,17 +63,20 @@ def drop_unusable(dataset: Any, name: str, data: str, log) -> Any:
         name: for the log line, e.g. "train".
         data: "pairs", "unpaired" or "instructions".
         log: called with the sentence.
+        media: says of a whole row why it cannot train for its images, videos or sounds; None: there are none.
 
     Raises:
         NoUsableData: no row is left.
     """
     fault = FAULTS[data]
     if isinstance(dataset, dict):
-        return {key: drop_unusable(part, key, data, log) for key, part in dataset.items()}
+        return {key: drop_unusable(part, key, data, log, media) for key, part in dataset.items()}
     if not hasattr(dataset, "__len__"):
-        return dataset.filter(lambda row: fault(row) is None)
+        return dataset.filter(lambda row: fault(row) is None and (media is None or media(row) is None))
     columns = [c for c in dataset.column_names if c.endswith(("labels", "input_ids"))]
     faults = [fault(row) for row in token_rows(dataset, columns)]
+    if media is not None and {"images", "videos", "audios"} & set(dataset.column_names):
+        faults = [found or media(dataset[i]) for i, found in enumerate(faults)]
     reasons = Counter(reason for reason in faults if reason)
     if not reasons:
         return dataset

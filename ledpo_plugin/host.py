@@ -116,6 +116,9 @@ PIECES = {
     "FinetuningArguments": ("llamafactory.hparams", "FinetuningArguments"),
     "get_infer_args": ("llamafactory.hparams", "get_infer_args"),
     "IGNORE_INDEX": ("llamafactory.extras.constants", "IGNORE_INDEX"),
+    "IMAGE_PLACEHOLDER": ("llamafactory.extras.constants", "IMAGE_PLACEHOLDER"),
+    "VIDEO_PLACEHOLDER": ("llamafactory.extras.constants", "VIDEO_PLACEHOLDER"),
+    "AUDIO_PLACEHOLDER": ("llamafactory.extras.constants", "AUDIO_PLACEHOLDER"),
     "logging": ("llamafactory.extras", "logging"),
 }
 

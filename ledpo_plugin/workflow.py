@@ -11,6 +11,7 @@ from .host import TUNER, pieces
 from .hparams import FROZEN
 from .layout import Batches
 from .losses import LOSSES
+from .media_checks import media_fault
 from .mixture import Mixed
 from .reference_adapter import add_frozen_copy, require_decided
 from .reference_cache import ReferenceCache
@@ -202,9 +203,14 @@ def _preferences(run: Arguments, loss) -> dict[str, Any]:
     found = pieces().get_dataset(
         run.template, run.model_args, run.data_args, run.training_args, stage=host_stage, **run.tokenizer_module
     )
+    host = pieces()
+    marks = {"images": host.IMAGE_PLACEHOLDER, "videos": host.VIDEO_PLACEHOLDER, "audios": host.AUDIO_PLACEHOLDER}
+    processor = run.tokenizer_module.get("processor")
+    media = media_fault(run.template, run.tokenizer_module["tokenizer"], processor, run.data_args.cutoff_len, marks)
     for split in ("train_dataset", "eval_dataset"):
         if found.get(split) is not None:
-            found[split] = drop_unusable(found[split], split.removesuffix("_dataset"), loss.data, run.log)
+            name = split.removesuffix("_dataset")
+            found[split] = drop_unusable(found[split], name, loss.data, run.log, media if processor else None)
     return found
 
 
