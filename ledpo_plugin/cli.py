@@ -144,6 +144,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--results", help="results folder, where it is not the default one")
         if name == "report":
             command.add_argument("--no-samples", action="store_true", help="leave prompts and answers out")
+            command.add_argument(
+                "--beside",
+                action="append",
+                metavar="FOLDER",
+                help="a further folder with a report in which some of the runs may stand as well; may be repeated",
+            )
         command.set_defaults(run_command=_experiments(name))
     prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
     prepare_.add_argument("--workdir", default=".ledpo")
