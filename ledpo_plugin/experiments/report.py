@@ -12,6 +12,7 @@ from .blocks import Paragraph, Section
 from .collected import FINISHED, Collected, collect
 from .earlier import earlier
 from .files import read_json, write_text
+from .per_item import LOST
 from .plain_text import fenced, markdown, visible
 from .reuse import other_results
 from .sections import sections
@@ -103,15 +104,33 @@ def _write(results: Path, summary: Mapping[str, Any], made: Sequence[Section]) -
 
 
 def numbers_text(summary: Mapping[str, Any]) -> str:
-    """Return the content of results.json: indented to be read, but for values per item, a line for each run."""
-    long = {key: summary[key] for key in ("per_item",) if summary.get(key)}
-    text = json.dumps({**summary, **dict.fromkeys(long)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for key, value in long.items():
-        packed = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        packed = packed.replace('{"variant":', '\n{"variant":').replace('"runs":[\n', '\n"runs":[\n')
-        before, _, after = text.rpartition(f'"{key}": null')
-        text = f'{before}"{key}": {packed}{after}'
+    """Return the content of results.json: indented to be read, but for values per item, which are packed."""
+    study = summary.get("study")
+    packed = {_PACKED[0]: summary.get("per_item")} | ({_PACKED[1]: study["per_item"]} if _has_items(study) else {})
+    shown = {**summary, "per_item": _PACKED[0]}
+    if _has_items(study):
+        shown["study"] = {**study, "per_item": _PACKED[1]}
+    text = json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for mark, value in packed.items():
+        text = text.replace(json.dumps(mark, ensure_ascii=False), _lines(value), 1)
     return text
+
+
+_PACKED = ("\ue000 values per item \ue000", "\ue000 values per item of the study \ue000")  # of no text that is shown
+
+
+def _lines(value: Any, depth: int = 2) -> str:
+    """Return a value as JSON, a line for each entry of the upper levels."""
+    if depth and isinstance(value, Mapping) and value:
+        inside = (f"{json.dumps(key, ensure_ascii=False)}: {_lines(own, depth - 1)}" for key, own in value.items())
+        return "{\n" + ",\n".join(inside) + "\n}"
+    if depth and isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "[\n" + ",\n".join(_lines(own, 0) for own in value) + "\n]"
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _has_items(study: Any) -> bool:
+    return isinstance(study, Mapping) and bool(study.get("per_item"))
 
 
 def study_figures(found: Collected) -> dict[str, Any] | None:
@@ -136,6 +155,9 @@ def study_sections(found: Collected) -> list[Section]:
         Paragraph(f"Of the study, {name} is not finished: {state.get('error') or state['phase']}.", "warning")
         for name, state in open_parts.items()
     ]
+    figures = study_figures(found)
+    if figures is not None and not _has_items(figures):
+        notices.append(Paragraph(LOST, "warning"))
     if study.get("note"):
         notices.insert(0, Paragraph(str(study["note"]), "warning"))
     return [

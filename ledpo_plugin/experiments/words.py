@@ -359,9 +359,9 @@ def _by_chance(tested: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str,
     if not shown:
         return text
     left = [row["label"] for row in shown if row["p_holm"] is not None and row["p_holm"] < ALPHA]
-    whom = listed(left) if left else "none"
-    stays = "stay" if len(left) > 1 else "stays"
-    return f"{text} Corrected for all of them together (Holm), of those shown {whom} {stays} below 5 %."
+    whom, stays = str(len(left)) if left else "none", "stay" if len(left) > 1 else "stays"
+    whom += f" ({listed(left)})" if left else ""
+    return f"{text} Corrected for all of them together (Holm), {whom} of those shown {stays} below 5 %."
 
 
 def reuse_words(row: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
