@@ -590,7 +590,7 @@ def test_kappas_and_agreement_from_the_kept_ratings(methods):
             assert row["value"] == (None if (k := own_kappa(ours, theirs)) is None else pytest.approx(k))
             if row["low"] is not None:
                 rng = np.random.default_rng(0)
-                draws = [rng.integers(0, n, n) for _ in range(2_000)]
+                draws = [rng.integers(0, n, n) for _ in range(study["per_item"]["how"]["draws"]["kappas"])]
                 found = [k for d in draws if (k := own_kappa(ours[d], theirs[d])) is not None]
                 assert bounds(row) == pytest.approx(np.quantile(found, [0.025, 0.975]))
                 checked += 1

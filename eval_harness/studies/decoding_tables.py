@@ -264,7 +264,7 @@ def _of_judge(job: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, 
         "judge": name,
         "win_rates": rates,
         "position": position_rows(position_bias(verdicts, name)),
-        "length": length_rows(length_bias(verdicts, name, _lengths(job, [verdicts]), draws=200)),
+        "length": length_rows(length_bias(verdicts, name, _lengths(job, [verdicts]), draws=kept.LENGTH_DRAWS)),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval_harness.agreement.agreement import Ratings
-from eval_harness.agreement.figures import DRAWS
+from eval_harness.agreement.comparing import DRAWS
 from eval_harness.agreement.verdicts import TIE, ScoreTable, Verdict
 from ledpo_plugin.experiments.per_item import rounded
 from ledpo_plugin.experiments.stats import CHUNK, LEVEL, RESAMPLES
@@ -19,13 +19,15 @@ from ledpo_plugin.experiments.stats import CHUNK, LEVEL, RESAMPLES
 from .parts import digest
 
 TIED = 0  # how a tie is kept; a missing verdict is None
+LENGTH_DRAWS = 200  # of the figures on length: a model is fitted in each
 HOW = {
     "level": LEVEL,
     "seed": 0,
     "means": f"numpy.random.default_rng(seed).integers(0, n, ({RESAMPLES}, n)), of one value an item in the order of "
     f"its first verdict or score; more than {CHUNK:,} numbers are drawn in parts of {CHUNK:,} // n rows",
-    "other statistics": f"{DRAWS} times integers(0, n, n) of one numpy.random.default_rng(seed), or as many times as "
-    "the figure's own number of draws; of ratings in the order in which they are kept",
+    "other statistics": "as many times integers(0, n, n) of one numpy.random.default_rng(seed) as `draws` says; of "
+    "ratings in the order in which they are kept; draws in which a statistic is not defined are left out",
+    "draws": {"kappas": DRAWS, "alphas": DRAWS, "correlations": DRAWS, "length": LENGTH_DRAWS},
     "quantiles": "interpolated linearly",
 }
 

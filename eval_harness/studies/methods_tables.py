@@ -229,7 +229,7 @@ def _of_judge(name: str, verdicts: Sequence[Verdict], lengths: ScoreTable) -> di
     return {
         "win_rates": rates,
         "position": position_rows(position_bias(verdicts, name)),
-        "length": length_rows(length_bias(verdicts, name, lengths, draws=200)),
+        "length": length_rows(length_bias(verdicts, name, lengths, draws=kept.LENGTH_DRAWS)),
         "repeat": figure_row("repeat_consistency", repeat_consistency(verdicts, name)),
     }
 
@@ -250,7 +250,7 @@ def _labels(
         if every:
             found["judges"][name] = {
                 "position": position_rows(position_bias(every, name)),
-                "length": length_rows(length_bias(every, name, lengths, draws=200)),
+                "length": length_rows(length_bias(every, name, lengths, draws=kept.LENGTH_DRAWS)),
                 "repeat": figure_row("repeat_consistency", repeat_consistency(every, name)),
             }
     return found | against_labels(ratings, LABEL)
