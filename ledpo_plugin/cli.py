@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(run_command=_experiments("run"))
     for name, text in (
         ("status", "how far the runs of an experiment are"),
-        ("report", "write the report of what is finished of an experiment"),
+        ("report", "write the report of what is finished of an experiment, or anew from a results.json"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("experiment", help="an experiment's folder, or a results folder")
