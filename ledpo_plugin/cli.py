@@ -141,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(run_command=_experiments("run"))
     for name, text in (
         ("status", "how far the runs of an experiment are"),
-        ("report", "write the report of what is finished of an experiment"),
+        ("report", "write the report of what is finished of an experiment, or anew from a results.json"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("experiment", help="an experiment's folder, or a results folder")
@@ -149,6 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--results", help="results folder, where it is not the default one")
         if name == "report":
             command.add_argument("--no-samples", action="store_true", help="leave prompts and answers out")
+            command.add_argument(
+                "--beside",
+                action="append",
+                metavar="FOLDER",
+                help="a further folder with a report in which some of the runs may stand as well; may be repeated",
+            )
         command.set_defaults(run_command=_experiments(name))
     prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
     prepare_.add_argument("--workdir", default=".ledpo")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_what_is_returned_and_written(run):
         "step 6: 64 instructions of instructions",
         "step 6: 3 generations of heldout",
     ]
+
+
+def test_items_have_ids_that_are_the_same_at_every_checkpoint_and_before_training(run, tmp_path):
+    recipe, folder, _, _ = run
+    measure_base(recipe, tmp_path / "base", EVALUATION, quiet)
+    for name, count in (("pairs/heldout.json", 16), ("instructions/instructions.json", 64)):
+        places = [folder / "measures" / f"step-{step:06d}" for step in (2, 6)] + [tmp_path / "base"]
+        first, *others = [json.loads((place / name).read_text())["items"] for place in places]
+        assert others == [first, first]
+        assert len(set(first)) == count
+        assert all(re.fullmatch("[0-9a-f]{16}", item) for item in first)
 
 
 def test_beta_is_what_the_beta_command_prints(tiny, run, capsys):

@@ -303,3 +303,25 @@ def test_the_share_of_every_step_is_judged_from_the_log():
     assert "no step was logged" in share_missed(recipe, [])
     assert share_missed({}, [{"step": 1}]) is None
     assert share_missed(recipe | {"sft_ratio_by": "tokens"}, [{"step": 1, "sft_share": 0.3}]) is None
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        ({"heldout/accuracy": 0}, "a margin is the largest difference that does not matter"),
+        ({"heldout/accuracy": -0.1}, "a number of 0 or more is expected here"),
+        ({"heldout/nonsense": 0.1}, "Unknown metric that is compared (primary or secondary)"),
+        ({"heldout/chosen_shift": 0.1}, "Unknown metric that is compared"),
+        (0.03, "a mapping of keys to values is expected here"),
+    ],
+)
+def test_margins_of_equivalence_are_checked(tiny, tmp_path, keys, margins, said):
+    found = problems(tiny, tmp_path, keys, evaluation={**EVAL, "equivalence": margins})
+    assert len(found) == 1
+    assert said in found[0]
+    assert "evaluation.equivalence" in found[0]
+
+
+def test_margins_of_metrics_that_are_compared_are_taken(tiny, tmp_path, keys):
+    margins = {"heldout/accuracy": 0.03, "instructions/nll": 0.01}
+    assert problems(tiny, tmp_path, keys, evaluation={**EVAL, "equivalence": margins}) == []

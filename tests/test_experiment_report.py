@@ -382,7 +382,7 @@ def test_a_metric_that_falls_is_read_as_such(tmp_path):
     numbers = summarise(collect(tmp_path, definition, states))
     assert "SFT 50 % <b>& a long name has the lowest mean instructions_heldout/nll" in numbers["answer"]
     row = numbers["comparisons"][0]
-    assert row["p_holm"] < 0.05
+    assert row["difference"]["p"] < 0.05
     assert row["items"]["mean"] is not None
     assert numbers["convergence"] is None
 
@@ -391,7 +391,7 @@ def test_a_metric_that_falls_is_read_as_such(tmp_path):
 
 
 def comparison(p, mean=0.1, low=None, high=None, metric=ACCURACY):
-    return {"metric": metric, "p_holm": p, "difference": {"mean": mean}, "items": {"low": low, "high": high}}
+    return {"metric": metric, "difference": {"mean": mean, "p": p}, "items": {"low": low, "high": high}}
 
 
 def test_verdicts_claim_no_more_than_was_tested():

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ledpo_plugin.experiments.reuse import other_results, reused
+from ledpo_plugin.experiments.summary import FORMAT, renewed
+
 ROOT = Path(__file__).parents[1]
 DEFINITIONS = {
     path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -94,3 +97,30 @@ def test_all_four_mixtures_with_exact_shares_in_every_step():
         row = found["mixture"][variant]
         assert row["declared"] == row["least"] == row["greatest"] == share
         assert row["logged"] == 3 * steps[variant]
+
+
+def test_the_same_runs_have_one_verdict_in_every_report():
+    shared = 0
+    for name in REPORTED:
+        found = results(name)
+        own = {(row["variant"], row["against"]): row["verdict"] for row in found["comparisons"] if row.get("verdict")}
+        for other in reused(found, other_results(ROOT / "docs/results" / name)):
+            for row in other["contrasts"]:
+                shared += 1
+                assert own[row["variant"], row["against"]] == row["verdict"], (name, other["experiment"], row)
+    assert shared >= 4  # LEDPO and ORPO against DPO, seen from both sides
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_report_concludes_what_its_numbers_say(name):
+    found = results(name)
+    if found["format"] < FORMAT:
+        pytest.skip(f"{name} is of an earlier version")
+    again = renewed(found, other_results(ROOT / "docs/results" / name))
+    for key in ("comparisons", "reused", "answer"):
+        assert again[key] == found[key], f"make it anew: ledpo report docs/results/{name}"
+    text = (ROOT / "docs/results" / name / "report.md").read_text(encoding="utf-8")
+    assert all(
+        "detectable with 80 % power" in row["words"] for row in found["comparisons"] if row.get("verdict") == "none"
+    )
+    assert ("cannot be worked out again from results.json" in text) == (found["per_item"] is None)

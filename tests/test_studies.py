@@ -540,3 +540,144 @@ def test_a_study_that_is_killed_goes_on_and_judges_nothing_twice(tiny, tmp_path)
         assert len({json.loads(line)["key"] for line in kept}) == len(kept)
         assert sum(server.answered.values()) <= len(kept) + 4  # those on their way when it was killed
     assert "Which methods agree" in (tmp_path / "r/report.html").read_text()
+
+
+# ---- every figure from results.json alone
+
+
+def numbers_of(experiment, results: Path) -> dict:
+    report_of(experiment, results)
+    text = (results / "results.json").read_text()
+    answers = [row["output"] for path in results.rglob("outputs.json") for row in json.loads(path.read_text())]
+    prompts = [pair.prompt for pair in read_pairs("heldout", experiment.variants[0].recipe["dataset_dir"])]
+    for own in (*answers, *prompts):
+        assert len(own) < 12 or json.dumps(own, ensure_ascii=False)[1:-1] not in text  # numbers and ids, no text
+    return json.loads(text)["study"]
+
+
+def own_kappa(ours, theirs) -> float | None:
+    """Cohen's kappa, written out: agreement beyond that of two raters who only share how often they say what."""
+    equal = np.mean(ours == theirs)
+    chance = sum(np.mean(ours == value) * np.mean(theirs == value) for value in (-1, 0, 1))
+    return None if chance == 1 else (equal - chance) / (1 - chance)
+
+
+def own_interval(values: np.ndarray, of=np.mean) -> list[float]:
+    """The percentile interval of means over items, as `how` says it was drawn."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
+    return list(np.quantile(values[drawn].mean(axis=1), [0.025, 0.975]))
+
+
+def bounds(row) -> list[float]:
+    return [row["low"], row["high"]]
+
+
+def test_kappas_and_agreement_from_the_kept_ratings(methods):
+    study = numbers_of(methods[0], methods[1])
+    kept = study["per_item"]["labels"]
+    checked = 0
+    for row in study["labels"]["with_labels"] + study["labels"]["between"]:
+        both = zip(kept["ratings"][row["first"]], kept["ratings"][row["second"]], strict=True)
+        ours, theirs = np.asarray([pair for pair in both if None not in pair]).T
+        n = len(ours)
+        assert row["n"] == n
+        if row["name"] == "percent_agreement":
+            assert row["value"] == pytest.approx(np.mean(ours == theirs))
+            if row["low"] is not None:
+                assert bounds(row) == pytest.approx(own_interval((ours == theirs).astype(float)))
+                checked += 1
+        elif row["name"] == "cohen_kappa":
+            assert row["value"] == (None if (k := own_kappa(ours, theirs)) is None else pytest.approx(k))
+            if row["low"] is not None:
+                rng = np.random.default_rng(0)
+                draws = [rng.integers(0, n, n) for _ in range(study["per_item"]["how"]["draws"]["kappas"])]
+                found = [k for d in draws if (k := own_kappa(ours[d], theirs[d])) is not None]
+                assert bounds(row) == pytest.approx(np.quantile(found, [0.025, 0.975]))
+                checked += 1
+    assert checked >= 5
+
+
+def test_means_and_win_rates_from_the_kept_scores_and_verdicts(methods):
+    study = numbers_of(methods[0], methods[1])
+    kept, checked = study["per_item"], 0
+    for method, rows in study["compared"]["rankings"].items():
+        table = kept["scores"][method]
+        common = [table["items"].index(item) for item in study["compared"]["items"]]
+        for row in rows:
+            values = np.asarray(table["values"][row["name"]], dtype=float)[common]
+            assert row["value"] == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
+            if row["low"] is not None:
+                assert bounds(row) == pytest.approx(own_interval(values), rel=1e-6, abs=1e-9)
+                checked += 1
+    assert checked > 10
+    checked = 0
+    for name, judge in study["judges"].items():
+        given = kept["verdicts"][name]
+        for row in (row for row in judge["win_rates"] if row.get("interval") == "bootstrap" and row["n"]):
+            orders: dict[tuple, list] = {}
+            for item, shown_1, shown_2, preference, repeat, strength in given["rows"]:
+                pair = [given["models"][shown_1], given["models"][shown_2]]
+                if set(pair) == {row["model"], row["against"]} and preference is not None:
+                    gain = (strength or preference) - 1 if preference else 0.5  # of the second
+                    orders.setdefault((item, repeat), []).append(gain if pair[1] == row["model"] else 1 - gain)
+            items: dict[int, list] = {}
+            for (item, _), both in orders.items():
+                if len(both) == 2:
+                    items.setdefault(item, []).append(np.mean(both))
+            values = np.asarray([np.mean(repeats) for repeats in items.values()])
+            assert row["n"] == len(values)
+            assert row["value"] == pytest.approx(values.mean())
+            if row["low"] is not None:
+                assert bounds(row) == pytest.approx(own_interval(values))
+                checked += 1
+    assert checked >= 2
+
+
+def test_kept_verdicts_can_be_read_again(methods):
+    from eval_harness.agreement.pairwise import position_bias
+    from eval_harness.studies import kept
+    from eval_harness.studies.judged import read_verdicts
+
+    study = numbers_of(methods[0], methods[1])
+    for name, own in study["per_item"]["verdicts"].items():
+        (before,) = [
+            given for path in (methods[1] / "study/judge").iterdir() if (given := read_verdicts(path))[0].method == name
+        ]
+        again = kept.read_verdicts(own, name)
+        assert [v.item for v in again] == [kept.item(v.item) for v in before]
+        assert [v.second_gain for v in again] == [v.second_gain for v in before]
+        assert position_bias(again, name) == position_bias(before, name)
+
+
+def test_figures_of_decoding_from_the_kept_values(decoding):
+    study = numbers_of(decoding[0], decoding[1])
+    kept, checked = study["per_item"], 0
+    assert len(kept["items"]) == study["n"]
+    for setting in study["settings"]:
+        values = kept["values"][setting["model"]][setting["decoding"]]
+        groups = {None: range(study["n"])}
+        groups |= {(kind, name): places for kind, own in kept["groups"].items() for name, places in own.items()}
+        for group, places in groups.items():
+            rows = setting["figures"] if group is None else setting["by"][group[0]][group[1]]
+            for row in rows:
+                if row["name"] == "distinct-2" or row["value"] is None:
+                    continue
+                own = np.asarray(values[row["name"]], dtype=float)[list(places)]
+                own = own[np.isfinite(own)]
+                assert row["value"] == pytest.approx(own.mean(), rel=1e-6, abs=1e-9)
+                if row["low"] is not None:
+                    assert bounds(row) == pytest.approx(own_interval(own), rel=1e-6, abs=1e-9)
+                    checked += 1
+    assert checked > 20
+
+
+def test_a_study_of_an_earlier_version_says_what_it_lacks(methods):
+    experiment, results, _ = methods
+    path = results / "study/agreement/all/result.json"
+    whole = path.read_text()
+    try:
+        write_json(path, {key: value for key, value in json.loads(whole).items() if key != "per_item"})
+        assert "cannot be worked out again from results.json" in report_of(experiment, results)
+    finally:
+        path.write_text(whole)
+    assert "cannot be worked out again from results.json" not in report_of(experiment, results)

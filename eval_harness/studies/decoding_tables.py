@@ -16,6 +16,7 @@ from eval_harness.agreement.verdicts import ScoreTable, Verdict
 from eval_harness.text import distinct, numeric_accuracy, repetition, self_bleu
 from ledpo_plugin.experiments.files import read_json
 
+from . import kept
 from .decoding import compared, key_of
 from .judged import read_verdicts
 from .outputs import DATA, SCORES, per_token, read_outputs, read_prompts
@@ -78,6 +79,18 @@ def summary(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         "best": _best(job, values, kinds),
         "judges": [_of_judge(job, own) for own in verdicts],
         "trained": _trained(job, values, verdicts),
+        "per_item": {
+            "how": kept.HOW,
+            "items": [kept.item(row["prompt"]) for row in prompts],
+            "values": {
+                model: {name: kept.columns({metric: own for metric, own in of.items() if metric not in OF_SETS})
+                        for (who, name), of in values.items() if who == model}
+                for model in dict.fromkeys(who for who, _ in values)
+            },
+            "groups": kinds,
+            "verdicts": {own[0].method: kept.verdicts(own) for own in verdicts},
+            "lengths": kept.scores(_lengths(job, verdicts)),
+        },
     }  # fmt: skip
 
 
@@ -244,10 +257,6 @@ def _best_of(columns: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
 
 def _of_judge(job: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     name = verdicts[0].method
-    scores: dict[str, dict[str, float]] = {}
-    for key in {model for verdict in verdicts for model in (verdict.model_1, verdict.model_2)}:
-        for row in read_outputs(Path(job["outputs"][key])):
-            scores.setdefault(row["instruction"].strip(), {})[key] = float(len(row["output"]))
     rates = []
     for base, own in compared(job):
         rates += win_rate_rows(win_rate(verdicts, name, own, base))
@@ -255,8 +264,17 @@ def _of_judge(job: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, 
         "judge": name,
         "win_rates": rates,
         "position": position_rows(position_bias(verdicts, name)),
-        "length": length_rows(length_bias(verdicts, name, ScoreTable("characters", scores), draws=200)),
+        "length": length_rows(length_bias(verdicts, name, _lengths(job, [verdicts]), draws=kept.LENGTH_DRAWS)),
     }
+
+
+def _lengths(job: Mapping[str, Any], verdicts: Sequence[Sequence[Verdict]]) -> ScoreTable:
+    """Return the lengths in characters of all answers that were judged."""
+    scores: dict[str, dict[str, float]] = {}
+    for key in sorted({model for own in verdicts for v in own for model in (v.model_1, v.model_2)}):
+        for row in read_outputs(Path(job["outputs"][key])):
+            scores.setdefault(row["instruction"].strip(), {})[key] = float(len(row["output"]))
+    return ScoreTable("characters", scores)
 
 
 def _trained(

@@ -22,6 +22,7 @@ from ledpo_plugin.experiments.collected import newest_columns
 from ledpo_plugin.experiments.files import read_json
 from ledpo_plugin.experiments.measured import OF_EACH_PAIR
 
+from . import kept
 from .judged import read_verdicts
 from .outputs import SCORES, per_token, read_outputs, read_prompts
 from .parts import START, digest, known_of
@@ -85,6 +86,25 @@ def agreement(job: Mapping[str, Any], log: Any) -> dict[str, Any]:
         "judges": {name: _of_judge(name, own, lengths) for name, own in of_models.items() if own},
         "labels": _labels(job, verdicts, prompts),
         "worse": _worse(job, tables),
+        "per_item": _per_item(job, tables, {**of_models, **verdicts}, lengths),
+    }
+
+
+def _per_item(
+    job: Mapping[str, Any],
+    tables: Sequence[ScoreTable],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    lengths: ScoreTable,
+) -> dict[str, Any]:
+    """Return what every figure can be worked out from again; see `kept`."""
+    prompts = read_prompts(job)
+    rated, of_pairs = _ratings(job, verdicts, prompts)
+    return {
+        "how": kept.HOW,
+        "scores": {table.method: kept.scores(table) for table in tables},
+        "verdicts": {name: kept.verdicts(own) for name, own in verdicts.items() if own},
+        "labels": kept.ratings(rated),
+        "lengths": {"of models": kept.scores(lengths), "of pairs": kept.scores(of_pairs)},
     }
 
 
@@ -209,7 +229,7 @@ def _of_judge(name: str, verdicts: Sequence[Verdict], lengths: ScoreTable) -> di
     return {
         "win_rates": rates,
         "position": position_rows(position_bias(verdicts, name)),
-        "length": length_rows(length_bias(verdicts, name, lengths, draws=200)),
+        "length": length_rows(length_bias(verdicts, name, lengths, draws=kept.LENGTH_DRAWS)),
         "repeat": figure_row("repeat_consistency", repeat_consistency(verdicts, name)),
     }
 
@@ -224,29 +244,42 @@ def _labels(
     own = {name: [v for v in every if {v.model_1, v.model_2} == set(PAIR)] for name, every in verdicts.items()}
     if not job["labels"] or not any(own.values()):
         return None
+    ratings, lengths = _ratings(job, verdicts, prompts)
+    found: dict[str, Any] = {"judges": {}, "n": len(ratings[LABEL])}
+    for name, every in own.items():
+        if every:
+            found["judges"][name] = {
+                "position": position_rows(position_bias(every, name)),
+                "length": length_rows(length_bias(every, name, lengths, draws=kept.LENGTH_DRAWS)),
+                "repeat": figure_row("repeat_consistency", repeat_consistency(every, name)),
+            }
+    return found | against_labels(ratings, LABEL)
+
+
+def _ratings(
+    job: Mapping[str, Any], verdicts: Mapping[str, Sequence[Verdict]], prompts: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Ratings], ScoreTable]:
+    """Return which answer of the data's own pairs each judge and model prefers, and the answers' lengths."""
     pairs = [row for row in prompts if row.get("chosen") is not None and row.get("rejected") is not None]
     side = {row["prompt"].strip(): _side(row["prompt"]) for row in pairs}
-    ratings: dict[str, Ratings] = {LABEL: {(item,): float(sign) for item, sign in side.items()}}
     lengths = ScoreTable(
         "characters", {row["prompt"].strip(): {kind: float(len(row[kind])) for kind in PAIR} for row in pairs}
     )
-    found: dict[str, Any] = {"judges": {}, "n": len(pairs)}
+    ratings: dict[str, Ratings] = {}
+    own = {name: [v for v in every if {v.model_1, v.model_2} == set(PAIR)] for name, every in verdicts.items()}
+    if not job["labels"] or not any(own.values()):
+        return ratings, lengths
+    ratings[LABEL] = {(item,): float(sign) for item, sign in side.items()}
     for name, every in own.items():
         if every:
             ratings[name] = {(key[0],): float(side[key[0]] * sign) for key, sign in labels(every, name).items()}
-            found["judges"][name] = {
-                "position": position_rows(position_bias(every, name)),
-                "length": length_rows(length_bias(every, name, lengths, draws=200)),
-                "repeat": figure_row("repeat_consistency", repeat_consistency(every, name)),
-            }
     ratings["the longer answer"] = {
         (row["prompt"].strip(),): float(
             side[row["prompt"].strip()] * np.sign(len(row["chosen"]) - len(row["rejected"]))
         )
         for row in pairs
     }
-    ratings |= _of_margins(job, pairs, side)
-    return found | against_labels(ratings, LABEL)
+    return ratings | _of_margins(job, pairs, side), lengths
 
 
 def _side(prompt: str) -> int:

@@ -71,6 +71,15 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What an earlier report holds of a section, as it stands there."""
+
+    html: str
+    markdown: str
+    kind: str = "kept"
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the report."""
 

@@ -37,6 +37,10 @@ class Run:
         """
         return newest_columns(self.folder / "measures", f"{kind}/{dataset}.json")
 
+    def item_ids(self, kind: str, dataset: str) -> list[str] | None:
+        """Return what the items of those columns are called; None where an earlier version measured them."""
+        return _ids(_newest(self.folder / "measures", f"{kind}/{dataset}.json"))
+
     def generations(self) -> list[Mapping[str, Any]]:
         """Return the rows of the last generations: prompt, output, tokens, ended; drawn answers where none are."""
         measures = self.folder / "measures"
@@ -56,6 +60,10 @@ class Base:
     def items(self, kind: str, dataset: str) -> dict[str, np.ndarray] | None:
         """Return the columns [N] of a measurement, as of a run."""
         return _columns(next(iter(sorted(self.folder.rglob(f"{kind}/{dataset}.json"))), None))
+
+    def item_ids(self, kind: str, dataset: str) -> list[str] | None:
+        """Return what the items of those columns are called, as of a run."""
+        return _ids(next(iter(sorted(self.folder.rglob(f"{kind}/{dataset}.json"))), None))
 
     def generations(self) -> list[Mapping[str, Any]]:
         """Return the rows of its generations: prompt, output, tokens, ended; drawn answers where there are none."""
@@ -234,6 +242,11 @@ def _columns(path: Path | None) -> dict[str, np.ndarray] | None:
     if not found or not isinstance(found.get("columns"), dict):
         return None
     return {key: np.asarray([number(v) for v in values]) for key, values in found["columns"].items()}
+
+
+def _ids(path: Path | None) -> list[str] | None:
+    found = (_json(path) if path else None) or {}
+    return [str(item) for item in found["items"]] if isinstance(found.get("items"), list) else None
 
 
 def _rows(path: Path | None) -> list[Mapping[str, Any]]:

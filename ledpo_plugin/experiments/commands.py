@@ -8,7 +8,7 @@ from typing import Any
 from .definition import Experiment, folder_of, is_experiment
 from .problems import ExperimentError
 from .reading import examine, profiles_of, read_experiment
-from .store import ResultsError, read_results, runs_in, states_of
+from .store import EXPERIMENT, ResultsError, read_results, runs_in, states_of
 
 
 def host_keys() -> Mapping[str, Any]:
@@ -79,17 +79,22 @@ def status(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the report of what is finished so far."""
-    _report(_results_of(args.experiment, args.profile, args.results), samples=not args.no_samples)
+    """Write the report of what is finished so far, or anew from the results.json of an earlier one."""
+    beside = [Path(folder) for folder in args.beside or ()]
+    _report(_results_of(args.experiment, args.profile, args.results), not args.no_samples, beside)
     return 0
 
 
-def _report(results: Path, samples: bool = True) -> None:
-    from .report import write_report
+def _report(results: Path, samples: bool = True, beside: Sequence[Path] = ()) -> None:
+    from .report import NUMBERS, rewrite_report, write_report
 
-    kept = read_results(results)
-    runs = runs_in(results, kept["recipes"])
-    for path in write_report(results, kept["definition"], states_of(runs), samples=samples):
+    if not (results / EXPERIMENT).is_file() and (results / NUMBERS).is_file():
+        paths = rewrite_report(results, samples=samples, beside=beside)
+    else:
+        kept = read_results(results)
+        runs = runs_in(results, kept["recipes"])
+        paths = write_report(results, kept["definition"], states_of(runs), samples=samples, beside=beside)
+    for path in paths:
         print(path)
 
 

@@ -76,11 +76,19 @@ class Part:
         if self.kind == "scores":
             rows = read_json(folder / ANSWERS)["rows"]
             scores = subject.scores(self.name, rows, self.scorer)
-            return {"role": self.role, "of": _digest(rows), "n": len(rows), "columns": {"score": scores}}
+            items = subject.items(self.name)[: len(rows)]
+            return {
+                "role": self.role,
+                "of": _digest(rows),
+                "n": len(rows),
+                "items": items,
+                "columns": {"score": scores},
+            }
         columns = subject.pairs(self.name) if self.kind == "pairs" else subject.instructions(self.name)
         if "beta" in self.columns:
             columns["beta"] = subject.betas(self.name, checkpoint)
-        return {"n": len(next(iter(columns.values()))), "dropped": subject.dropped[self.name], "columns": columns}
+        size, dropped = len(next(iter(columns.values()))), subject.dropped[self.name]
+        return {"n": size, "dropped": dropped, "items": subject.items(self.name), "columns": columns}
 
     def metrics(self, found: Mapping[str, Any], base: Path | None) -> dict[str, float]:
         """Return the metrics of what the file holds.

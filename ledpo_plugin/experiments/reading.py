@@ -32,7 +32,7 @@ OF_PROFILE = (
     "keep_checkpoints",
     "study",
 )
-OF_EVALUATION = ("pairs", "instructions", "generations", "answers", "primary", "secondary", "target")
+OF_EVALUATION = ("pairs", "instructions", "generations", "answers", "primary", "secondary", "target", "equivalence")
 OF_GENERATIONS = ("prompts", "count", "max_new_tokens")
 OF_ANSWERS = (*OF_GENERATIONS, "seed", *SCORERS)
 OF_TARGET = ("metric", "at_least")
@@ -261,6 +261,8 @@ def _evaluation(value: Any, key: str, found: Found) -> dict[str, Any]:
         target = found.mapping(target, f"{key}.target", OF_TARGET, OF_TARGET)
         if target.get("at_least") is not None:
             found.number(target["at_least"], f"{key}.target.at_least", float, -1e300)
+    if given.get("equivalence") is not None:
+        _margins(given, f"{key}.equivalence", found)
     secondary = given.get("secondary")
     wanted = [("primary", given.get("primary")), ("target.metric", (target or {}).get("metric"))]
     wanted += [("secondary", name) for name in (secondary if isinstance(secondary, list) else ())]
@@ -268,6 +270,19 @@ def _evaluation(value: Any, key: str, found: Found) -> dict[str, Any]:
         if name is not None and name not in known:
             found.problems.append(unknown(f"{key}.{place}", name, "metric", known))
     return given
+
+
+def _margins(given: Mapping[str, Any], key: str, found: Found) -> None:
+    """Say what is wrong with the margins of equivalence: of metrics that are compared, above 0."""
+    secondary = given.get("secondary")
+    compared = [given.get("primary"), *(secondary if isinstance(secondary, list) else ())]
+    margins = found.mapping(given["equivalence"], key)
+    for name, margin in margins.items():
+        if name not in compared:
+            found.problems.append(unknown(key, name, "metric that is compared (primary or secondary)", compared))
+        elif found.number(margin, f"{key}.{name}", float, 0) == 0:
+            why = "no difference at all can ever be shown; a margin is the largest difference that does not matter"
+            found.say(f"{key}.{name}", margin, why, "write for example 0.03, in the metric's own unit")
 
 
 def _answers(value: Any, key: str, found: Found) -> None:

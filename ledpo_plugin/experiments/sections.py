@@ -1,6 +1,6 @@
 """The sections of a report, in order, from the numbers and texts of a results folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -8,7 +8,8 @@ import yaml
 from ..run_record import without_secrets
 from . import plots, tables, words
 from .blocks import Paragraph, Plots, Samples, Section, Terms, Verbatim
-from .collected import Collected, Run
+from .collected import FINISHED, Collected, Run
+from .per_item import LOST
 from .plain_text import shortened
 from .strategy_report import doubts, strategy_sections
 
@@ -17,53 +18,72 @@ MOST_CHARACTERS = 3000  # of a generated text
 MOST_LOG_LINES, MOST_LOG_CHARACTERS = 40, 4000
 
 
-def sections(found: Collected, summary: Mapping[str, Any], samples: bool = True) -> list[Section]:
-    """Return the report's sections; one that has nothing to say is left out, as are prompts and answers if asked."""
+# Sections of a results folder's own files: its definition, texts, recipes and logs. results.json has none of them.
+OF_FILES = ("setup", "texts", "failures", "recipes")
+
+
+def sections(found: Collected | None, summary: Mapping[str, Any], samples: bool = True) -> list[Section]:
+    """Return the report's sections; one that has nothing to say is left out, as are prompts and answers if asked.
+
+    Args:
+        found: the results folder; None where there is its results.json only. Then the sections `OF_FILES` are empty.
+        summary: the numbers.
+        samples: whether prompts and answers are shown.
+    """
+
+    def of_files(name: str, make: Callable[[Collected], Section | None]) -> Section | None:
+        return Section(name, "") if found is None else make(found)
+
+    texts = _texts(found, summary, samples) if found or not samples else Section("texts", "")
     made = [
-        Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(found, summary)]),
+        Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(summary)]),
         _results(summary),
         *strategy_sections(summary),
-        _setup(found, summary),
+        of_files("setup", lambda files: _setup(files, summary)),
         _budget(summary),
         _speed(summary),
         _stability(summary),
         _beta(summary),
         _mixture(summary),
-        _texts(found, summary, samples),
+        texts,
         _costs(summary),
         _provenance(summary),
-        _failures(found),
-        _recipes(found),
-        _definitions(found, summary),
+        of_files("failures", _failures),
+        of_files("recipes", _recipes),
+        _definitions(summary),
     ]
-    return [section for section in made if section and section.blocks]
+    return [section for section in made if section and (section.blocks or found is None)]
 
 
-def _notices(found: Collected, summary: Mapping[str, Any]) -> list[Paragraph]:
+def _notices(summary: Mapping[str, Any]) -> list[Paragraph]:
     """Return what a reader must know before any number."""
     notices = []
+    labels, runs = summary["labels"], summary["runs"]
     phases: dict[str, list[str]] = {}
-    for run in found.runs:
-        phases.setdefault(run.phase, []).append(f"{found.label(run.variant)} seed {run.seed}")
-    done = len(phases.pop("finished", ()))
-    if done < len(found.runs) or not found.runs:
+    for run in runs:
+        phases.setdefault(run["phase"], []).append(f"{labels.get(run['variant'], run['variant'])} seed {run['seed']}")
+    done = len(phases.pop(FINISHED, ()))
+    if done < len(runs) or not runs:
         rest = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in phases.items())
-        text = f"This report is of {done} of {words.count(len(found.runs), 'planned run')}"
+        text = f"This report is of {done} of {words.count(len(runs), 'planned run')}"
         notices.append(f"{text}. {rest[:1].upper()}{rest[1:]}." if rest else f"{text}.")
-    counts = [len(found.finished(name)) for name in found.variants]
+    counts = [sum(run["variant"] == name and run["phase"] == FINISHED for run in runs) for name in labels]
     if done and max(counts) == 1:
         notices.append("There is one seed only: no interval and no test over seeds is possible.")
+    notices += [words.reuse_words(row, summary) for row in summary["reused"]]
+    if summary["per_item"] is None:
+        notices.append(LOST)
     for name, row in summary["budget"]["variants"].items():
         if row["off"]:
             seeds = ", ".join(map(str, row["off"]))
             notices.append(
-                f"The budget is not equal: {found.label(name)} (seed {seeds}) used more or less than declared by more "
+                f"The budget is not equal: {labels[name]} (seed {seeds}) used more or less than declared by more "
                 "than one optimizer step."
             )
     for name, row in summary["stability"].items():
         if row["not_finite"]:
             what = words.count(row["not_finite"], "logged value")
-            notices.append(f"{found.label(name)}: {what} of loss or gradient norm not finite.")
+            notices.append(f"{labels[name]}: {what} of loss or gradient norm not finite.")
     unread = sum(row["unreadable_log_lines"] for each in summary["stability"].values() for row in each["runs"])
     if unread:
         notices.append(f"{words.count(unread, 'line')} of training logs could not be read; curves lack those steps.")
@@ -133,7 +153,7 @@ def _mixture(summary: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _texts(found: Collected, summary: Mapping[str, Any], samples: bool) -> Section | None:
+def _texts(found: Collected | None, summary: Mapping[str, Any], samples: bool) -> Section | None:
     table = tables.text_table(summary)
     if not samples:
         left_out = Paragraph("Prompts and answers were left out of this report (`ledpo report --no-samples`).")
@@ -220,7 +240,7 @@ def _recipe_text(recipe: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
     return text
 
 
-def _definitions(found: Collected, summary: Mapping[str, Any]) -> Section:
+def _definitions(summary: Mapping[str, Any]) -> Section:
     names = [
         summary["primary"],
         *summary["secondary"],

@@ -5,16 +5,20 @@ Where something cannot be tested (one seed, no variance) there is no p value and
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats as distributions
+from scipy.optimize import brentq
 
 LEVEL = 0.95
+POWER = 0.8
 RESAMPLES = 10_000
 SPIKE_WINDOW = 10
 SPIKE_MADS = 5.0
 SPIKE_LEAST = 0.01  # a MAD below this share of the median counts as this share
+NODES = 4_000  # quantiles that a power is a mean over
 CHUNK = 4_000_000  # drawn indices held at a time
 
 
@@ -37,6 +41,17 @@ class Difference(Estimate):
     seeds: tuple[int, ...] = ()
     t: float | None = None
     p: float | None = None
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests of a mean paired difference against a margin (Schuirmann 1987)."""
+
+    margin: float  # declared beforehand, in units of the metric
+    p: float | None  # the larger of both tests' p values; None where nothing can be tested
+    low: float | None = None  # interval of level 1 - 2 alpha: inside the margin exactly where p < alpha
+    high: float | None = None
+    why: str | None = None  # why nothing was tested
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
@@ -81,6 +96,68 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float], le
     t = found.mean / (found.sd / math.sqrt(found.n))
     p = 2 * float(distributions.t.sf(abs(t), found.n - 1))
     return Difference(found.n, found.mean, found.sd, found.low, found.high, None, seeds, t, p)
+
+
+def detectable_difference(sd: float | None, n: int, *, level: float = LEVEL, power: float = POWER) -> float | None:
+    """Return the mean difference that a two-sided paired t-test finds with this power; None where nothing varies.
+
+    d = ncp sd / sqrt(n), where the noncentral t with n - 1 degrees of freedom and noncentrality ncp lies beyond
+    the critical values with probability `power` (Cohen 1988, chapter 2). It is as uncertain as `sd` is: of few seeds,
+    very much so.
+
+    Args:
+        sd: standard deviation of the paired differences, in units of the metric.
+        n: number of pairs.
+        level: of the interval, 1 less the two-sided error of the test.
+        power: probability to show a difference of this size.
+    """
+    if n < 2 or not sd:
+        return None
+    critical = float(distributions.t.ppf(0.5 + level / 2, n - 1))
+    # t = (z + ncp) / spread: its tail is a mean over the spreads sqrt(chi2 / (n - 1)), here at their midpoint
+    # quantiles. scipy's own noncentral t is not a number in parts of this range.
+    chi2 = distributions.chi2.ppf((np.arange(NODES) + 0.5) / NODES, n - 1)
+    limits = critical * np.sqrt(chi2 / (n - 1))
+
+    def lacking(ncp: float) -> float:
+        return float((distributions.norm.sf(limits - ncp) + distributions.norm.cdf(-limits - ncp)).mean()) - power
+
+    return float(brentq(lacking, 0.0, 2 * critical + 10)) * sd / math.sqrt(n)
+
+
+def detectable_by_interval(
+    low: float | None, high: float | None, *, level: float = LEVEL, power: float = POWER
+) -> float | None:
+    """Return the difference whose bootstrap interval [low, high] would leave out 0 with this power; None without one.
+
+    The interval is read as that of a normal mean: (z(level) + z(power)) standard errors.
+    """
+    if low is None or high is None:
+        return None
+    z = float(distributions.norm.ppf(0.5 + level / 2))
+    return (z + float(distributions.norm.ppf(power))) * (high - low) / (2 * z)
+
+
+def equivalence(found: Difference, margin: float, *, level: float = LEVEL) -> Equivalence:
+    """Return whether a mean paired difference lies within -margin to margin, by two one-sided t-tests.
+
+    Args:
+        found: of `paired_difference`.
+        margin: above 0, declared before the runs.
+        level: 1 less the error of each of both tests.
+
+    Raises:
+        ValueError: the margin is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"A margin of equivalence is {margin}. Declare how large a difference may be, above 0.")
+    if found.t is None:
+        return Equivalence(margin, None, why=found.why)
+    error, rest = found.sd / math.sqrt(found.n), found.n - 1
+    above = float(distributions.t.sf((found.mean + margin) / error, rest))  # of: not above -margin
+    below = float(distributions.t.sf((margin - found.mean) / error, rest))  # of: not below margin
+    half = float(distributions.t.ppf(level, rest)) * error
+    return Equivalence(margin, max(above, below), found.mean - half, found.mean + half)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -180,6 +257,21 @@ def censored_median(values: Sequence[float | None]) -> float | None:
     middle = len(ordered) // 2
     median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     return median if math.isfinite(median) else None
+
+
+def plain(value: Any) -> Any:
+    """Return the value in JSON types; a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Estimate | Equivalence):
+        return plain(asdict(value))
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | str | int | None):
+        return value
+    if isinstance(value, float | np.floating | np.integer):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 def _all_equal(values: np.ndarray, scale: float | None = None) -> bool:

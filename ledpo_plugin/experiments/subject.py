@@ -5,7 +5,9 @@ start is what is loaded first, so what is needed of it is computed before any ot
 """
 
 import copy
+import hashlib
 import importlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -306,6 +308,12 @@ class Subject:
 
     # ---- measuring
 
+    def items(self, name: str) -> list[str]:
+        """Return what each row of a data set is called in results: 16 hex digits of its token ids, never its text."""
+        data = self.data[name]
+        columns = [column for column in ("chosen_input_ids", "rejected_input_ids", "input_ids") if column in data[0]]
+        return [item_id([row[column] for column in columns]) for row in data]
+
     def pairs(self, name: str) -> dict[str, list[float]]:
         """Return the columns of the data set under the weights taken last; under the start if none were."""
         start = self._start_logps[name]
@@ -512,6 +520,11 @@ class Subject:
                 parts.append(forward_rows(model, batch, wants=frozenset({"hidden", "prompt_nll"})))
         hidden = torch.cat([part.hidden.float().cpu() for part in parts])
         return hidden, torch.cat([part.prompt_nll.float().cpu() for part in parts])
+
+
+def item_id(value: Any) -> str:
+    """Return 16 hex digits that tell one item of a data set from another."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _whole(row: Mapping[str, Any]) -> list[int]:

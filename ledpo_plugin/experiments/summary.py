@@ -1,28 +1,30 @@
 """Every number of a report, as one JSON-like value: what `results.json` holds and the tables and plots show."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from .behaviour import beta_summary, convergence, curves, mixture_summary, stability
 from .collected import Collected, Run, number
+from .contrasts import contrasts
 from .costs import budget_summary, cost_summary, prerequisite_summary, provenance_summary
-from .measured import OF_EACH_PAIR, won
-from .metrics import OF_SCORES
-from .stats import Estimate, bootstrap_difference, holm, mean_interval, paired_difference
+from .per_item import per_item
+from .reuse import reused
+from .stats import mean_interval, plain
 from .strategies import strategy_summary
-from .words import answer, verdict, verdict_words
+from .words import answer
 
-FORMAT = 1
-BOOTSTRAP_SEED = 20240229
+FORMAT = 2  # 1: without per-item values
 
 
-def summarise(found: Collected) -> dict[str, Any]:
-    """Return every number of the report; only JSON types, numbers that are not finite as None."""
+def summarise(found: Collected, others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return every number of the report; only JSON types, numbers that are not finite as None.
+
+    Args:
+        found: the results folder.
+        others: the results of other experiments' reports, in which some of these runs may stand, too.
+    """
     primary, secondary = found.evaluation["primary"], list(found.evaluation.get("secondary") or ())
+    values = per_item(found)
     summary = {
         "format": FORMAT,
         "experiment": found.definition.get("name"),
@@ -36,7 +38,8 @@ def summarise(found: Collected) -> dict[str, Any]:
         "runs": [_run(run) for run in found.runs],
         "bases": _bases(found),
         "metrics": {name: _metrics(found, name) for name in found.variants},
-        "comparisons": _comparisons(found, [primary, *secondary]),
+        "equivalence": dict(found.evaluation.get("equivalence") or {}),
+        "contrasts": _named(found),
         "datasets": _datasets(found),
         "budget": budget_summary(found),
         "cost": cost_summary(found),
@@ -49,58 +52,70 @@ def summarise(found: Collected) -> dict[str, Any]:
         "curves": curves(found),
         "provenance": provenance_summary(found),
     }
-    summary = plain(summary)
-    return {**summary, "answer": answer(summary)}
+    return concluded(plain(summary | {"per_item": values}), others)
 
 
-def plain(value: Any) -> Any:
-    """Return the value in JSON types; a number that is not finite becomes None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Estimate):
-        return plain(asdict(value))
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, bool | str | int | None):
-        return value
-    if isinstance(value, float | np.floating | np.integer):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
+def concluded(
+    summary: Mapping[str, Any], others: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return a summary with what follows from its numbers alone: comparisons, runs that stand elsewhere, the answer.
 
-
-def item_differences(found: Collected, ours: Run, theirs: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return ours minus theirs per held-out item [N], and the items' weights in the mean [N].
-
-    None for a metric that is no mean over items, or where the two did not measure the same items.
+    Args:
+        summary: the other numbers; `per_item` is None where earlier results are read again.
+        others: see `summarise`.
+        before: comparisons of those earlier results, whose intervals over items are taken over.
     """
-    dataset, _, short = metric.rpartition("/")
-    kind = "instructions" if short == "nll" else "scores" if short in OF_SCORES else "pairs"
-    columns = [_columns(found, run, kind, dataset) for run in (ours, theirs)]
-    if short not in _SCORES or None in columns:
-        return None
-    try:
-        scores = [_SCORES[short](each) for each in columns]
-    except KeyError:
-        return None
-    if scores[0].shape != scores[1].shape or scores[0].size == 0:
-        return None
-    weights = columns[0]["length"] if short == "nll" else np.ones(len(scores[0]))
-    return scores[0] - scores[1], weights
+    metrics = [summary["primary"], *summary["secondary"]]
+    rows = contrasts(
+        summary["runs"], summary["contrasts"], metrics, per_item=summary["per_item"], margins=summary["equivalence"],
+        before=before,
+    )  # fmt: skip
+    found = {**summary, "comparisons": plain(rows)}
+    found["reused"] = reused(found, others)
+    found["answer"] = answer(found)
+    found["per_item"] = found.pop("per_item")  # last: it is long
+    return found
 
 
-def _columns(found: Collected, run: Run, kind: str, dataset: str) -> dict[str, np.ndarray] | None:
-    columns = run.items(kind, dataset)
-    base = found.bases.get(str(run.result.get("base"))) if kind == "scores" else None
-    start = None if base is None else base.items(kind, dataset)
-    return columns if columns is None or start is None else {**columns, "start": start["score"]}
+def renewed(kept: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return the content of an earlier `results.json` as this version would conclude from its numbers.
+
+    Raises:
+        ValueError: it is no such content, or of a later version of this package.
+    """
+    if kept.get("format") not in range(1, FORMAT + 1) or "comparisons" not in kept:
+        raise ValueError(f"Its format is {kept.get('format')!r}; this version reads up to {FORMAT}.")
+    known = dict.fromkeys(
+        (row["variant"], row["label"], row["against"], row["against_label"]) for row in kept["comparisons"]
+    )
+    names = ("variant", "label", "against", "against_label")
+    kept = {**kept, "curves": {**kept["curves"], "drawn": kept["curves"].get("drawn", {})}}
+    earlier = {
+        "contrasts": [dict(zip(names, row, strict=True)) for row in known],
+        "equivalence": {},
+        "per_item": None,
+        "strategies": None,
+        "prerequisites": [],
+    }
+    missing = {key: value for key, value in earlier.items() if key not in kept}
+    return concluded({**_with_measured_tokens(kept), **missing, "format": FORMAT}, others, kept["comparisons"])
 
 
-_SCORES = {
-    **OF_EACH_PAIR,
-    "nll": lambda columns: columns["nll"] / columns["length"],
-    "score": lambda columns: columns["score"],
-    "win_rate": lambda columns: won(columns["score"] - columns["start"]),
-}
+def _with_measured_tokens(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results with the tokens that were generated in measuring apart from those in training.
+
+    When they were one number, no stage generated in training.
+    """
+
+    def apart(row: Mapping[str, Any], none: Any) -> dict[str, Any]:
+        return {**row, "measure_tokens": row["generated_tokens"], "generated_tokens": none}
+
+    budget, cost = kept["budget"]["variants"], kept["cost"]
+    if all("measure_tokens" in row for row in cost.values()):
+        return dict(kept)
+    budget = {name: apart(row, [0.0] * len(row["generated_tokens"])) for name, row in budget.items()}
+    cost = {name: apart(row, 0.0) for name, row in cost.items()}
+    return {**kept, "budget": {**kept["budget"], "variants": budget}, "cost": cost}
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -138,45 +153,12 @@ def _metrics(found: Collected, variant: str) -> dict[str, Any]:
     return {name: mean_interval([number(final.get(name)) for final in finals]) for name in names}
 
 
-def _comparisons(found: Collected, metrics: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for metric in metrics:
-        of_metric = [_comparison(found, variant, metric) for variant in found.variants if found.compares_to(variant)]
-        if metric == metrics[0]:
-            for row, corrected in zip(of_metric, holm([row["difference"].p for row in of_metric]), strict=True):
-                row["p_holm"] = corrected
-                row["items"] = _over_items(found, row)
-                facts = plain(row)
-                row["verdict"] = verdict(facts)
-                row["words"] = verdict_words({**facts, "verdict": row["verdict"]})
-        rows += of_metric
-    return rows
-
-
-def _comparison(found: Collected, variant: str, metric: str) -> dict[str, Any]:
-    against = found.compares_to(variant)
-    ours, theirs = (
-        {run.seed: number((run.result.get("final") or {}).get(metric)) for run in found.finished(name)}
-        for name in (variant, against)
-    )
-    return {
-        "metric": metric,
-        "variant": variant,
-        "label": found.label(variant),
-        "against": against,
-        "against_label": found.label(against),
-        "difference": paired_difference(ours, theirs),
-    }
-
-
-def _over_items(found: Collected, row: Mapping[str, Any]) -> Estimate | None:
-    runs = [{run.seed: run for run in found.finished(row[key])} for key in ("variant", "against")]
-    differences = [
-        item_differences(found, runs[0][seed], runs[1][seed], row["metric"]) for seed in row["difference"].seeds
+def _named(found: Collected) -> list[dict[str, str]]:
+    pairs = [(name, against) for name in found.variants if (against := found.compares_to(name))]
+    return [
+        {"variant": name, "label": found.label(name), "against": other, "against_label": found.label(other)}
+        for name, other in pairs
     ]
-    if not differences or None in differences or len({len(each) for each, _ in differences}) > 1:
-        return None
-    return bootstrap_difference(np.stack([each for each, _ in differences]), differences[0][1], seed=BOOTSTRAP_SEED)
 
 
 def _datasets(found: Collected) -> dict[str, dict[str, int]]:

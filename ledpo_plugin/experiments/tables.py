@@ -104,18 +104,15 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 
 def comparisons_table(summary: Mapping[str, Any]) -> Table:
-    """Return the differences in the primary metric, tested over seeds, and their intervals over held-out items."""
+    """Return the differences in the primary metric, tested over seeds, with intervals over items and what could have
+    been detected."""
     rows = []
+    margin = (summary.get("equivalence") or {}).get(summary["primary"])
     for row in summary["comparisons"]:
         if row["metric"] == summary["primary"]:
             items = row.get("items")
-            interval = NONE
-            if items and items["low"] is not None:
-                places = words.decimals((items["high"] - items["low"]) / 2)
-                interval = (
-                    f"[{words.fixed(items['low'], places, True)},\u00a0{words.fixed(items['high'], places, True)}]"
-                )
-            elif items:
+            interval = _interval(items) if items and items["low"] is not None else NONE
+            if items and items["low"] is None:
                 interval = f"none: {items['why']}"
             rows.append(
                 (
@@ -126,21 +123,55 @@ def comparisons_table(summary: Mapping[str, Any]) -> Table:
                     words.p_value(row["difference"]["p"]),
                     words.p_value(row["p_holm"]),
                     interval,
+                    _detectable(row),
+                    *([_equivalent(row)] if margin is not None else []),
                     row["words"],
                 )
             )
     tested = sum(row.get("p_holm") is not None for row in summary["comparisons"])
     note = (
         "Difference: mean of the seeds' differences [95 % t-interval over seeds], which covers other seeds on the same "
-        "held-out items. p: two-sided paired t-test over seeds; corrected by Holm for the "
-        f"{words.count(tested, 'comparison')} tested. Over held-out items: 95 % interval of 10,000 draws of items, "
-        "each with all its seeds, which covers other held-out items of the same kind with these very runs. A "
-        "difference counts as shown if the corrected p is below 0.05 and the interval over items, where there is one, "
-        "leaves out 0."
+        "held-out items. p: two-sided paired t-test over seeds, a family of its own for each contrast, so that the "
+        "same runs have the same verdict in every report. p of the report: corrected by Holm for the "
+        f"{words.count(tested, 'contrast')} tested here; it says whether anything here differs, and decides no row. "
+        "Over held-out items: 95 % interval of 10,000 draws of items, each with all its seeds, which covers other "
+        "held-out items of the same kind with these very runs. Detectable: the least true difference that would be "
+        "shown with 80 % power, by the test over seeds or by the interval over items, whichever needs the larger one; "
+        "of few seeds it is itself uncertain. A difference counts as shown if p is below 0.05 and the interval over "
+        "items, where there is one, leaves out 0."
     )
-    head = ("Variant", "Against", "Seeds", f"Difference in {_head(summary['primary'])}", "p", "p corrected",
-            "Over held-out items", "In words")  # fmt: skip
-    return Table("Comparisons in the metric of the question", head, rows, note=note, text_columns=(1, 7))
+    head = ["Variant", "Against", "Seeds", f"Difference in {_head(summary['primary'])}", "p", "p of the report",
+            "Over held-out items", "Detectable"]  # fmt: skip
+    if margin is not None:
+        head.append(f"Equivalent within {margin:g}: p, 90 % over seeds, over items")
+        note += (
+            " Equivalent: two one-sided t-tests over seeds against the margin that was declared before the runs; shown "
+            "if p is below 0.05 and the 90 % interval over items lies within the margin, too."
+        )
+    head.append("In words")
+    return Table("Comparisons in the metric of the question", head, rows, note=note, text_columns=(1, len(head) - 1))
+
+
+def _detectable(row: Mapping[str, Any]) -> str:
+    found = row["detectable"]
+    if found["value"] is None:
+        return NONE
+    by = "items" if found["items"] is not None and found["items"] > found["seeds"] else "seeds"
+    return f"{words.significant(found['value'], 2)} ({by})"
+
+
+def _equivalent(row: Mapping[str, Any]) -> str:
+    found = row["equivalence"]
+    if found["p"] is None:
+        return f"not tested: {found['why']}"
+    items = found.get("items")
+    over = f"; {_interval(items)}" if items and items["low"] is not None else ""
+    return f"{words.p_value(found['p'])}; {_interval(found)}{over}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    places = words.decimals((found["high"] - found["low"]) / 2)
+    return f"[{words.fixed(found['low'], places, True)},{SPACE}{words.fixed(found['high'], places, True)}]"
 
 
 def secondary_table(summary: Mapping[str, Any]) -> Table | None:
@@ -154,15 +185,30 @@ def secondary_table(summary: Mapping[str, Any]) -> Table | None:
         (
             row["label"],
             row["against_label"],
-            *(words.estimate(found[row["variant"], name]["difference"], sign=True) for name in metrics),
+            *(_secondary(found[row["variant"], name]) for name in metrics),
         )
         for row in pairs
     ]
     note = (
-        "Mean of the seeds' differences [95 % t-interval over seeds]. Not tested, and not corrected for their number."
+        "Mean of the seeds' differences [95 % t-interval over seeds]; d: detectable with 80 % power over seeds. Not "
+        "tested, and not corrected for their number."
     )
+    if any("equivalence" in row for row in found.values() if row["metric"] in metrics):
+        note += (
+            " Equivalent: two one-sided t-tests over seeds against the margin declared before the runs, p below 0.05."
+        )
     head = ("Variant", "Against", *(_head(name) for name in metrics))
     return Table("Differences in the other metrics", head, rows, note=note, text_columns=(1,))
+
+
+def _secondary(row: Mapping[str, Any]) -> str:
+    text, least = words.estimate(row["difference"], sign=True), row["detectable"]["seeds"]
+    if least is not None:
+        text += f"; d {words.significant(least, 2)}"
+    if row.get("equivalence"):
+        found = row["equivalence"]
+        text += f"; {'' if found['shown'] else 'not '}shown equivalent within {found['margin']:g}"
+    return text
 
 
 def budget_table(summary: Mapping[str, Any]) -> Table:

@@ -192,15 +192,16 @@ def listed(names: Sequence[str]) -> str:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """Return what a comparison showed: untested, none, seeds_only, better, worse, higher or lower.
+    """Return what a comparison showed: untested, none, equivalent, seeds_only, better, worse, higher or lower.
 
-    A difference is shown only if the corrected test over seeds shows it and, where there is one, the interval over
-    held-out items leaves zero out as well.
+    A difference is shown only if the contrast's own test over seeds shows it and, where there is one, the interval over
+    held-out items leaves zero out as well. How many other contrasts a report holds does not enter it.
     """
-    if comparison["p_holm"] is None:
+    p = comparison["difference"]["p"]
+    if p is None:
         return "untested"
-    if comparison["p_holm"] >= ALPHA:
-        return "none"
+    if p >= ALPHA:
+        return "equivalent" if (comparison.get("equivalence") or {}).get("shown") else "none"
     items = comparison.get("items") or {}
     if items.get("low") is not None and items["low"] <= 0 <= items["high"]:
         return "seeds_only"
@@ -212,21 +213,51 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 
 def verdict_words(comparison: Mapping[str, Any]) -> str:
-    """Return a comparison's verdict as a sentence."""
+    """Return a comparison's verdict as a sentence, with what could have been detected where nothing was shown."""
     found, n = comparison["verdict"], comparison["difference"]["n"]
     against = comparison["against_label"]
+    tested = comparison.get("equivalence")
     if found == "untested":
-        if comparison["difference"]["why"] == "the same difference with every seed":
-            if comparison["difference"]["mean"] == 0:
-                return f"Not tested: the same as {against} with each of {seeds(n)}."
-            return f"Not tested: the same difference with each of {seeds(n)}."
-        return f"Not tested: {comparison['difference']['why']}."
-    if found == "none":
-        return f"No difference shown with {seeds(n)}."
-    if found == "seeds_only":
-        return f"Differs from {against} over {seeds(n)} on these held-out items; not shown for others."
-    than = "Better than" if found == "better" else "Worse than" if found == "worse" else f"{found.capitalize()} than"
-    return f"{than} {against}, shown with {seeds(n)}."
+        text = _untested(comparison["difference"], against)
+    elif found == "none":
+        text = f"No difference shown with {seeds(n)}; {detectable(comparison)}."
+    elif found == "equivalent":
+        text = f"Equivalent to {against} within {_margin(comparison)}, shown with {seeds(n)}; {detectable(comparison)}."
+    elif found == "seeds_only":
+        text = (
+            f"Differs from {against} over {seeds(n)} on these held-out items; not shown for others; "
+            f"{detectable(comparison)}."
+        )
+    else:
+        text = f"{found.capitalize()} than {against}, shown with {seeds(n)}."
+        if tested and tested["shown"]:
+            text += f" The difference is within {_margin(comparison)} all the same."
+    if tested and not tested["shown"]:
+        text += f" Equivalence within {_margin(comparison)} is not shown."
+    return text
+
+
+def _untested(difference: Mapping[str, Any], against: str) -> str:
+    n = difference["n"]
+    if difference["why"] == "the same difference with every seed":
+        if difference["mean"] == 0:
+            return f"Not tested: the same as {against} with each of {seeds(n)}."
+        return f"Not tested: the same difference with each of {seeds(n)}."
+    return f"Not tested: {difference['why']}."
+
+
+def _margin(comparison: Mapping[str, Any]) -> str:
+    margin = significant(comparison["equivalence"]["margin"], 2)
+    return f"the margin of {margin} ({metric(comparison['metric']).unit}) declared beforehand"
+
+
+def detectable(comparison: Mapping[str, Any]) -> str:
+    """Return what difference a comparison could have shown: `detectable with 80 % power: 0.14 (share of pairs)`."""
+    found = comparison["detectable"]
+    if found["value"] is None:
+        return "what could have been detected is not known"
+    unit = metric(comparison["metric"]).unit
+    return f"detectable with {100 * found['power']:.0f} % power: {significant(found['value'], 2)} ({unit})"
 
 
 def answer(summary: Mapping[str, Any]) -> str:
@@ -249,11 +280,16 @@ def answer(summary: Mapping[str, Any]) -> str:
         by = estimate(row["difference"], sign=True)
         sentences.append(f"{row['label']} is {row['verdict']} than {row['against_label']} (difference {by}).")
     if "seeds_only" in by_verdict:
-        names = listed([row["label"] for row in by_verdict["seeds_only"]])
+        names = listed([_with_detectable(row) for row in by_verdict["seeds_only"]])
         sentences.append(f"For {names} a difference is seen on these held-out items only, not shown for others.")
+    for row in by_verdict.get("equivalent", ()):
+        sentences.append(f"{row['label']} is equivalent to {row['against_label']} within {_margin(row)}.")
     if "none" in by_verdict:
         sentences += [_no_difference(rows) for rows in _by_against(by_verdict["none"])]
         sentences.append("That none is shown does not mean that there is none.")
+    tested = [row for rows in by_verdict.values() for row in rows if row["verdict"] != "untested"]
+    if len(tested) > 1:
+        sentences.append(_by_chance(tested, shown))
     if "untested" in by_verdict:
         names = listed([f"{row['label']} ({row['difference']['why']})" for row in by_verdict["untested"]])
         sentences.append(f"Not tested: {names}.")
@@ -300,5 +336,50 @@ def _by_against(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any
 def _no_difference(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = sorted({row["difference"]["n"] for row in rows})
     many = seeds(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    names = listed([row["label"] for row in rows])
-    return f"No difference from {rows[0]['against_label']} is shown with {many} for {names}."
+    names = listed([_with_detectable(row) for row in rows])
+    power, unit = rows[0]["detectable"]["power"], metric(rows[0]["metric"]).unit
+    return (
+        f"No difference from {rows[0]['against_label']} is shown with {many} for {names}; in brackets, what difference "
+        f"({unit}) was detectable with {100 * power:.0f} % power."
+    )
+
+
+def _with_detectable(row: Mapping[str, Any]) -> str:
+    value = row["detectable"]["value"]
+    return f"{row['label']} [{'not known' if value is None else significant(value, 2)}]"
+
+
+def _by_chance(tested: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is to be expected of so many contrasts, each tested by itself."""
+    expected = significant(ALPHA * len(tested), 2)
+    text = (
+        f"Each of {len(tested)} contrasts was tested by itself at 5 %: by chance {expected} would be shown if nothing"
+    )
+    text += " differed."
+    if not shown:
+        return text
+    left = [row["label"] for row in shown if row["p_holm"] is not None and row["p_holm"] < ALPHA]
+    whom, stays = str(len(left)) if left else "none", "stay" if len(left) > 1 else "stays"
+    whom += f" ({listed(left)})" if left else ""
+    return f"{text} Corrected for all of them together (Holm), {whom} of those shown {stays} below 5 %."
+
+
+def reuse_words(row: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return a sentence on the runs that stand in another report as well, and on their verdict there."""
+    by_variant: dict[str, list[int]] = {}
+    for run in row["runs"]:
+        by_variant.setdefault(run["variant"], []).append(run["seed"])
+    names = listed([f"{summary['labels'][name]} (seed {', '.join(map(str, own))})" for name, own in by_variant.items()])
+    text = (
+        f"Reused: the runs of {names} stand in the report of {row['experiment']} (profile {row['profile']}), too, or "
+        "were run there again with the same numbers. What both show is one finding, not two."
+    )
+    here = {(one["variant"], one["against"]): one for one in summary["comparisons"] if "verdict" in one}
+    for one in row["contrasts"]:
+        own = here[one["variant"], one["against"]]
+        if own["verdict"] != one["verdict"]:
+            text += (
+                f" Of {own['label']} against {own['against_label']} that report says {one['verdict']!r}, as an earlier "
+                f"version did; what the same runs show is {own['verdict']!r}. Make it anew: ledpo report."
+            )
+    return text
