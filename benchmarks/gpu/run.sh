@@ -28,7 +28,7 @@ if [[ ! -d $site ]]; then
     --target "$site" "$site.wheels"/*.whl || exit 1
 fi
 export PYTHONPATH=$site PYTHONUNBUFFERED=1
-commit=$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo "${LEDPO_COMMIT:-unknown}")
+commit=${LEDPO_COMMIT:-$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo unknown)}
 status=0
 for step in $only; do
   limit=LEDPO_SECONDS_${step^^}

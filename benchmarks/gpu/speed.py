@@ -9,7 +9,7 @@ from common import SHAPES, TEMPLATE_TOKENS, Results, born_on_device, recipe, tra
 
 PER_EPOCH, EPOCHS = 4, 3  # steps; the first epoch's first step warms up
 STEPS = PER_EPOCH * EPOCHS
-PEAK = {"H100": 989e12, "H200": 989e12}  # dense bf16 operations a second, by the vendor's datasheet
+
 
 # Most valuable first: (shape, finetuning_type, tokens a side, pairs a step, contenders or None for all)
 CASES = (
