@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
 from ledpo_plugin import _recipe_mixture as mixture
+from ledpo_plugin import _recipe_packages as packages
 from ledpo_plugin import _recipe_ranges as ranges
 from ledpo_plugin import _recipe_rewards as rewards
 from ledpo_plugin import _recipe_rollouts as rollouts
@@ -103,6 +104,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_backends,
     combinations.check_precision,
     combinations.check_adapter_kind,
+    combinations.check_optimizers,
     mixture.check_mixture,
     mixture.check_budget,
     rollouts.check_rollouts,
@@ -115,6 +117,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     rewards.check_reward_files,
     files.check_data_choice,
     files.check_data,
+    packages.check_packages,
 )
 
 
@@ -125,6 +128,7 @@ OF_MACHINE = (
     files.check_beta_head,
     files.check_paths,
     files.check_data,
+    packages.check_packages,
     rewards.check_reward_files,
 )
 
