@@ -298,6 +298,16 @@ def check_adapter_kind(recipe: Reading) -> Iterator[Problem]:
         yield problem("adapter_name_or_path", value, why, "set finetuning_type: lora, or merge the adapter first")
 
 
+def check_optimizers(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem where an optimizer of LLaMA-Factory's meets LoRA or another one."""
+    chosen = [key for key in ("use_galore", "use_apollo", "use_badam") if recipe.flag(key)]
+    if len(chosen) > 1:
+        yield problem(chosen[1], True, f"{chosen[0]} is an optimizer, too, and there can be one", "remove one of them")
+    if chosen and recipe.text("finetuning_type") == "lora":
+        why = f"{chosen[0]} is an optimizer of whole weights, and finetuning_type is lora"
+        yield problem(chosen[0], True, why, f"set finetuning_type: full, or remove {chosen[0]}")
+
+
 def _either(names: Iterable[str]) -> str:
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last

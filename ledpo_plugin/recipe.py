@@ -11,6 +11,7 @@ from ledpo_plugin import _recipe_combinations as combinations
 from ledpo_plugin import _recipe_files as files
 from ledpo_plugin import _recipe_host_keys as host_keys
 from ledpo_plugin import _recipe_mixture as mixture
+from ledpo_plugin import _recipe_packages as packages
 from ledpo_plugin import _recipe_ranges as ranges
 from ledpo_plugin import _recipe_reference as reference
 from ledpo_plugin import _recipe_rewards as rewards
@@ -102,6 +103,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_backends,
     combinations.check_precision,
     combinations.check_adapter_kind,
+    combinations.check_optimizers,
     mixture.check_mixture,
     mixture.check_budget,
     rollouts.check_rollouts,
@@ -114,6 +116,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     rewards.check_reward_files,
     files.check_data_choice,
     files.check_data,
+    packages.check_packages,
 )
 
 
@@ -124,6 +127,7 @@ OF_MACHINE = (
     files.check_beta_head,
     files.check_paths,
     files.check_data,
+    packages.check_packages,
     rewards.check_reward_files,
 )
 

@@ -47,6 +47,12 @@ def host_keys() -> dict[str, Any]:
     return keys
 
 
+@pytest.fixture(autouse=True)
+def packages_installed(monkeypatch):
+    """Recipes are right or wrong whatever optional packages this machine has; tests/test_recipe_packages.py asks."""
+    monkeypatch.setattr("ledpo_plugin._recipe_packages.installed", lambda package: True)
+
+
 PAIR_COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
 DATA_SETS = {
     "pairs": {"file_name": "pairs.json", "ranking": True, "columns": PAIR_COLUMNS},
