@@ -9,6 +9,7 @@ from typing import Any
 
 from ledpo_plugin._recipe_problem import Problem, problem
 from ledpo_plugin._recipe_reading import Reading, split_names
+from ledpo_plugin._recipe_rows import check_rows, kind_of, look_at_rows
 from ledpo_plugin.stages import Stage
 
 DATA_CONFIG = "dataset_info.json"
@@ -157,11 +158,23 @@ def _check_dataset(recipe: Reading, key: str, name: str, known: Mapping[str, Any
         why = f"its entry in {DATA_CONFIG} is not a JSON object"
         yield problem(key, name, why, f"repair {os.path.join(folder, DATA_CONFIG)}")
         return
-    yield from _check_data_file(key, name, entry, folder)
+    found = list(_check_data_file(key, name, entry, folder))
     if key == "sft_dataset":
-        yield from _check_instructions(key, name, entry)
+        found += _check_instructions(key, name, entry)
     elif recipe.stage is not None and recipe.stage.data != "prompts" and key != "prompt_dataset":
-        yield from _check_data_kind(key, name, entry, recipe.stage)
+        found += _check_data_kind(key, name, entry, recipe.stage)
+    yield from found or check_rows(recipe, key, name, entry, folder)
+
+
+def data_notes(recipe: Reading) -> list[str]:
+    """Return a sentence for every data set of a good recipe of which training will drop rows."""
+    folder = recipe.text("dataset_dir")
+    if folder is None or not os.path.isdir(folder) or _is_filled_folder(recipe.text("tokenized_path")):
+        return []
+    known, _ = _read_data_config(folder)
+    named = {(name, kind_of(recipe, key)): None for key in DATA_KEYS for name in recipe.names(key)}
+    looks = [look_at_rows(name, known[name], folder, kind) for name, kind in named if isinstance(known.get(name), dict)]
+    return [look.note for look in looks if look.note]
 
 
 def _check_data_file(key: str, name: str, entry: Mapping[str, Any], folder: str) -> Iterator[Problem]:
@@ -204,6 +217,11 @@ def _check_instructions(key: str, name: str, entry: Mapping[str, Any]) -> Iterat
         yield problem(key, name, why, "choose a data set as for stage sft")
 
 
+def _lists_both(columns: Mapping[str, Any]) -> bool:
+    """Whether the entry is of older alpaca data, whose output is a list of the better and the worse answer."""
+    return bool(columns.get("response")) and not (columns.get("chosen") or columns.get("rejected"))
+
+
 def _check_data_kind(key: str, name: str, entry: Mapping[str, Any], stage: Stage) -> Iterator[Problem]:
     columns = entry.get("columns")
     columns = columns if isinstance(columns, dict) else {}
@@ -213,9 +231,12 @@ def _check_data_kind(key: str, name: str, entry: Mapping[str, Any], stage: Stage
             why = f"stage {stage.name} trains on pairs, and this data set has no 'ranking': true"
             fix = "choose a data set of pairs, or add 'ranking': true and its columns to the entry"
             yield problem(key, name, why, fix)
-        elif not (columns.get("chosen") and columns.get("rejected")):
+        elif not ((columns.get("chosen") and columns.get("rejected")) or _lists_both(columns)):
             why = "its entry does not say which columns are chosen and rejected"
-            yield problem(key, name, why, "add 'columns': {'chosen': ..., 'rejected': ...} to the entry")
+            fix = (
+                "add 'columns': {'chosen': ..., 'rejected': ...} to the entry, or {'response': ...} for a list of both"
+            )
+            yield problem(key, name, why, fix)
     elif ranking:
         why = f"stage {stage.name} trains on single rated answers, and this data set is of pairs"
         yield problem(key, name, why, "choose a data set with a kto_tag column, or set stage: ledpo")

@@ -39,6 +39,8 @@ def _beta(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from omegaconf import OmegaConf  # as the host reads recipes; YAML proper reads 1e-3 as text
 
+    from ._recipe_files import data_notes
+    from ._recipe_reading import read
     from .experiments.commands import experiments_and_recipes, validate_experiment
     from .host import recipe_keys, require_supported, stock_keys
     from .recipe import RecipeError, check_recipe, check_stock_recipe, is_plugin_recipe
@@ -63,6 +65,9 @@ def _validate(args: argparse.Namespace) -> int:
             problems = check_stock_recipe(recipe, stock_keys())
         failed += bool(problems)
         print(f"{path}: {RecipeError(problems)}" if problems else f"{path}: good")
+        if not problems and not args.no_files and is_plugin_recipe(recipe):
+            for note in data_notes(read(recipe, keys, os.environ)):
+                print(f"  note: {note}")
     return 1 if failed else 0
 
 

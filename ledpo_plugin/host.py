@@ -5,6 +5,8 @@ What is patched, all of it in `llamafactory.train.tuner` and only after that mod
     argument class; every other recipe goes to the original as it is, unless it names a key or loss of the plugin,
     which the original would silently take for something else: that is refused.
   * `run_dpo`: arguments of the plugin's class go to the plugin's workflow; all others to the original.
+While a LEDPO stage loads its data, `align_dataset` and `split_dataset` of `llamafactory.data.loader` are replaced, too
+(`rows_through`).
 When its web UI is imported, `ledpo_plugin.webui.hook` is told, which adds to the UI by the names that stand here.
 Where the installed LLaMA-Factory is not one this module was tested with, or a module of the plugin cannot be imported,
 the plugin's stages are refused with the reason, and the stock ones work as ever.
@@ -35,6 +37,7 @@ ALLOW_UNTESTED = "LEDPO_ALLOW_UNTESTED_HOST"
 
 TUNER = "llamafactory.train.tuner"
 PARSER = "llamafactory.hparams.parser"
+LOADER = "llamafactory.data.loader"
 WEBUI = "llamafactory.webui.interface"
 WEBUI_RUNNER = "llamafactory.webui.runner"
 WEBUI_TRAIN = "llamafactory.webui.components.train"
@@ -60,6 +63,8 @@ SIGNATURES = (
         "get_dataset",
         ("template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor"),
     ),
+    (LOADER, "align_dataset", ("dataset", "dataset_attr", "data_args", "training_args")),
+    (LOADER, "split_dataset", ("dataset", "eval_dataset", "data_args", "seed")),
     (
         "llamafactory.model",
         "load_model",
@@ -235,6 +240,33 @@ def webui_pieces() -> SimpleNamespace:
         **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in WEBUI_PIECES.items()},
         **{ours: importlib.import_module(module) for ours, module in modules.items()},
     )
+
+
+@contextmanager
+def rows_through(
+    look: Callable[[Any, Any, Any, Any], tuple[Any, Any]], split: Callable[..., tuple[dict, dict] | None]
+) -> Iterator[None]:
+    """Have every data set that the host loads pass through `look` before the host reads its rows.
+
+    Args:
+        look: takes the raw data set, its DatasetAttr, the host's data arguments and training arguments; returns the
+            first two as the host shall have them.
+        split: takes what the host's `split_dataset` takes, and returns the same, or None to leave it to the host.
+    """
+    loader = importlib.import_module(LOADER)
+    align, divide = loader.align_dataset, loader.split_dataset
+
+    def align_dataset(dataset, dataset_attr, data_args, training_args):
+        return align(*look(dataset, dataset_attr, data_args, training_args), data_args, training_args)
+
+    def split_dataset(dataset, eval_dataset, data_args, seed):
+        return split(dataset, eval_dataset, data_args, seed) or divide(dataset, eval_dataset, data_args, seed)
+
+    loader.align_dataset, loader.split_dataset = align_dataset, split_dataset
+    try:
+        yield
+    finally:
+        loader.align_dataset, loader.split_dataset = align, divide
 
 
 @contextmanager

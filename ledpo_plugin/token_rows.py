@@ -6,6 +6,24 @@ from typing import Any
 import numpy as np
 
 READ_AT_A_TIME = 1000
+MEDIA = ("images", "videos", "audios")
+
+
+def is_streamed(data: Any) -> bool:
+    """Whether rows come as they are read: such a data set has no length (some have `__getitem__`, for columns)."""
+    return not hasattr(data, "__len__")
+
+
+def has_media(data: Any) -> bool:
+    """Whether any row of a tokenized `datasets.Dataset` has images, videos or sounds."""
+    kinds = [kind for kind in MEDIA if kind in data.column_names]
+    tables = data.select_columns(kinds).with_format("arrow").iter(batch_size=READ_AT_A_TIME) if kinds else ()
+    return any(_holds(table.column(kind)) for table in tables for kind in kinds)
+
+
+def _holds(column: Any) -> bool:
+    lists = [chunk for chunk in column.chunks if chunk.null_count < len(chunk)]
+    return any(len(chunk.flatten()) > 0 for chunk in lists)
 
 
 def token_rows(data: Any, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -10,6 +10,7 @@ from .head_file import build_strategy, head_config, load_head
 from .host import TUNER, pieces
 from .hparams import FROZEN
 from .layout import Batches
+from .loading import load_data
 from .losses import LOSSES
 from .media_checks import media_fault
 from .mixture import Mixed
@@ -17,9 +18,11 @@ from .reference_adapter import add_frozen_copy, require_decided
 from .reference_cache import ReferenceCache
 from .rl.build import Arguments, build_phase, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer
+from .row_formats import INSTRUCTIONS
 from .run_record import write_record
 from .shared_prompt import Costs
 from .stages import STAGES, Stage
+from .token_rows import is_streamed
 from .trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
 from .usage import write_usage
 
@@ -53,12 +56,20 @@ def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> B
 
 def _instructions(model_args, data_args, training_args, template, tokenizer_module, names: str, log) -> Any:
     """Return the tokenized instructions of `sft_dataset`."""
-    host = pieces()
     own = copy.deepcopy(data_args)
     own.dataset, own.eval_dataset, own.val_size = [name.strip() for name in names.split(",")], None, 0.0
     own.mix_strategy, own.interleave_probs = "concat", None
     own.tokenized_path = None  # it is the preferences'
-    data = host.get_dataset(template, model_args, own, training_args, stage="sft", **tokenizer_module)["train_dataset"]
+    data = load_data(
+        INSTRUCTIONS,
+        log,
+        stage="sft",
+        template=template,
+        model_args=model_args,
+        data_args=own,
+        training_args=training_args,
+        tokenizer_module=tokenizer_module,
+    )["train_dataset"]
     return drop_unusable(data, "instruction", "instructions", log)
 
 
@@ -200,8 +211,15 @@ def _trainer_class(stage: Stage) -> type[PreferenceTrainer]:
 def _preferences(run: Arguments, loss) -> dict[str, Any]:
     """Return the tokenized preferences, without rows that cannot train."""
     host_stage = "rm" if loss.data == "pairs" else "kto"  # what the host's data loading calls such data
-    found = pieces().get_dataset(
-        run.template, run.model_args, run.data_args, run.training_args, stage=host_stage, **run.tokenizer_module
+    found = load_data(
+        loss.data,
+        run.log,
+        stage=host_stage,
+        template=run.template,
+        model_args=run.model_args,
+        data_args=run.data_args,
+        training_args=run.training_args,
+        tokenizer_module=run.tokenizer_module,
     )
     host = pieces()
     marks = {"images": host.IMAGE_PLACEHOLDER, "videos": host.VIDEO_PLACEHOLDER, "audios": host.AUDIO_PLACEHOLDER}
@@ -292,4 +310,4 @@ def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=N
 
 
 def _size(dataset: Any) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    return None if dataset is None or is_streamed(dataset) else len(dataset)

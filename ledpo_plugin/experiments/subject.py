@@ -30,6 +30,7 @@ from ledpo_plugin.head_file import build_strategy, head_config, load_config, loa
 from ledpo_plugin.host import TUNER, pieces
 from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.layout import Batches
+from ledpo_plugin.loading import load_data
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import plan_of_rows
 from ledpo_plugin.reference_adapter import add_frozen_copy
@@ -194,8 +195,15 @@ class Subject:
         own.dataset, own.eval_dataset, own.eval_on_each_dataset = None, [name], True
         stage = "rm" if kind == "pairs" else "sft"
         try:
-            found = pieces().get_dataset(
-                self.template, self.model_args, own, self.training_args, stage=stage, **self.tokenizer_module
+            found = load_data(
+                kind,
+                self.log,
+                stage=stage,
+                template=self.template,
+                model_args=self.model_args,
+                data_args=own,
+                training_args=self.training_args,
+                tokenizer_module=self.tokenizer_module,
             )["eval_dataset"][name]
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise ValueError(

@@ -8,7 +8,9 @@ from datasets import Dataset, concatenate_datasets
 
 from ledpo_plugin.data_checks import NoUsableData
 from ledpo_plugin.host import pieces
+from ledpo_plugin.loading import load_data
 from ledpo_plugin.logps import IGNORE
+from ledpo_plugin.row_formats import PROMPTS
 
 UNCUT = 2**24  # tokens: the host cuts a long prompt at its end, where the answer would begin; here it is dropped
 
@@ -50,8 +52,15 @@ def load_prompts(
         own.dataset, own.eval_dataset, own.val_size = [name], None, share
         own.mix_strategy, own.interleave_probs, own.tokenized_path = "concat", None, None
         own.cutoff_len = UNCUT
-        module = pieces().get_dataset(
-            template, model_args, own, training_args, stage="rm" if ranking else "ppo", **tokenizer_module
+        module = load_data(
+            PROMPTS,
+            log,
+            stage="rm" if ranking else "ppo",
+            template=template,
+            model_args=model_args,
+            data_args=own,
+            training_args=training_args,
+            tokenizer_module=tokenizer_module,
         )
         found.append(_prompts(module["train_dataset"], name, ranking))
         if module.get("eval_dataset") is not None:
