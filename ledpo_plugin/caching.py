@@ -12,6 +12,7 @@ from .betas import BetaStrategy
 from .forward import RowOutput
 from .hparams import FROZEN
 from .reference_cache import LOGPS, CacheError, ReferenceCache, default_folder, files_hash, fingerprint
+from .token_rows import has_media, is_streamed
 
 ROW, SET = "ledpo_row", "ledpo_set"  # columns: which row of which cached data set
 CACHED = "ledpo_cached_"
@@ -28,9 +29,9 @@ def why_not(args: Any, loss: Any, strategy: BetaStrategy, datasets: Mapping[str,
     if "epsilon_step" in strategy.needs:
         return "beta_mode epsilon_dpo needs the reference's full logits at every step"
     for data in datasets.values():
-        if not hasattr(data, "__getitem__"):
+        if is_streamed(data):
             return "streamed data has no fixed rows"
-        if any(data[0].get(kind) for kind in ("images", "videos", "audios")):
+        if has_media(data):
             return "its key knows tokens only, and the data has images, videos or audio"
     return None
 

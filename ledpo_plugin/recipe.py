@@ -16,6 +16,7 @@ from ledpo_plugin import _recipe_ranges as ranges
 from ledpo_plugin import _recipe_reference as reference
 from ledpo_plugin import _recipe_rewards as rewards
 from ledpo_plugin import _recipe_rollouts as rollouts
+from ledpo_plugin import _recipe_streaming as streaming
 from ledpo_plugin import _recipe_types as types
 from ledpo_plugin._recipe_problem import Problem, RecipeError, problem, unknown
 from ledpo_plugin._recipe_reading import (
@@ -104,6 +105,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_precision,
     combinations.check_adapter_kind,
     combinations.check_optimizers,
+    streaming.check_streaming,
     mixture.check_mixture,
     mixture.check_budget,
     rollouts.check_rollouts,
@@ -117,6 +119,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     files.check_data_choice,
     files.check_data,
     packages.check_packages,
+    streaming.check_tokenized_stream,
 )
 
 
@@ -128,6 +131,7 @@ OF_MACHINE = (
     files.check_paths,
     files.check_data,
     packages.check_packages,
+    streaming.check_tokenized_stream,
     rewards.check_reward_files,
 )
 

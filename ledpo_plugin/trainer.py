@@ -30,6 +30,7 @@ from .plans import PREFIX
 from .reference_adapter import reference_at_work
 from .reference_cache import ReferenceCache
 from .side_optimizer import mean_over_ranks
+from .token_rows import is_streamed
 from .usage import Cost, Usage
 
 
@@ -468,7 +469,7 @@ class PairTrainer(PreferenceTrainer):
         args, log = self.finetuning_args, self._log
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         data = next(iter(data.values())) if isinstance(data, dict) else data
-        if args.disable_response_logits or not hasattr(data, "__getitem__"):
+        if args.disable_response_logits or is_streamed(data):
             return
         if weights_are_elsewhere():
             log("Logits at response positions only, shared prompts: not used, as the weights are not whole to try it.")
