@@ -4,6 +4,7 @@ Two ways, the same numbers. With a plan (see `plans`) the output layer runs at t
 the model returns logits everywhere, as in LLaMA-Factory's own stages: the plain way that the other is checked against.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,28 @@ def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     if not found:
         raise ValueError(f"{type(model).__name__} did not call its output layer, so its hidden state cannot be read.")
     return found[-1]
+
+
+def kinds_of_tokens(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Return what a model needs to make positions of images and videos anew; nothing where it asks for nothing.
+
+    Args:
+        model: PEFT's or the model itself, not wrapped for distributed training.
+        ids: `[B, T]`.
+
+    Returns:
+        `mm_token_type_ids` `[B, T]`: 1 at tokens of images, 2 at those of videos, 0 elsewhere, as LLaMA-Factory's
+        collator has them for the positions that it makes itself.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "mm_token_type_ids" not in inspect.signature(base.forward).parameters:
+        return {}
+    kinds = torch.zeros_like(ids)
+    for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
+        token = getattr(base.config, name, None)
+        if token is not None:
+            kinds[ids == token] = kind
+    return {"mm_token_type_ids": kinds}
 
 
 def forward_rows(

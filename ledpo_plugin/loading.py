@@ -10,6 +10,8 @@ from .host import pieces, rows_through
 from .row_formats import PAIRS, Entry, converted, described, judge, needed_columns, read
 from .token_rows import is_streamed
 
+# Part of the key under which datasets keeps results on disk: another number for every change of what rows are read as.
+RULES = 1
 _FAULT, _VALUE, _BY_HOST = "ledpo_fault", "ledpo_value", "ledpo_by_host"
 
 
@@ -19,6 +21,7 @@ class _Judge:
 
     entry: Entry
     kind: str
+    rules: int = RULES
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         verdict = judge(row, self.entry, self.kind)
@@ -34,6 +37,7 @@ class _Read:
 
     entry: Entry
     kind: str
+    rules: int = RULES
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return read(row, self.entry, self.kind)

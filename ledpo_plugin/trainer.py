@@ -17,7 +17,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 from .beta_training import BetaTraining
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
-from .forward import Mixture, RowOutput, forward_rows, predictions
+from .forward import Mixture, RowOutput, forward_rows, kinds_of_tokens, predictions
 from .fused_lora import fuse_if_same
 from .head_file import load_head, save_head
 from .host import pieces, prepare_reference
@@ -54,6 +54,15 @@ def weights_are_elsewhere() -> bool:
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 
 
+def _read_streams_everywhere(options: Mapping[str, Any]) -> None:
+    """Have every process read streamed data itself: batches sent from the first one are cut, and pixels with them."""
+    sets = [options.get("train_dataset"), options.get("eval_dataset")]
+    sets = [part for data in sets if data is not None for part in (data.values() if isinstance(data, dict) else [data])]
+    config = options["args"].accelerator_config
+    if any(map(is_streamed, sets)) and config.dispatch_batches is None:
+        config.dispatch_batches = False
+
+
 class PreferenceTrainer(Trainer):
     """What training on pairs and on single answers have in common; subclasses say what a batch's loss is."""
 
@@ -83,6 +92,7 @@ class PreferenceTrainer(Trainer):
         self.evaluated: dict[str, dict[str, Tensor]] = {}  # prefix -> the last evaluation's columns, one row an example
         self._nonfinite: Tensor | None = None
         self._counting = False
+        _read_streams_everywhere(kwargs)
         super().__init__(model=model, processing_class=tokenizer, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples, as in the host's own stages
         self.args.logging_nan_inf_filter = False  # it would hide a NaN behind the average of earlier losses
@@ -629,10 +639,12 @@ class UnpairedTrainer(PreferenceTrainer):
         }
         return self._mean_loss(losses, beta), columns
 
-    @staticmethod
-    def _mismatched(batch: Mapping[str, Any]) -> dict[str, Any]:
+    def _mismatched(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch of the same prompts with their neighbours' answers; images and the like are shared."""
         rows = {"input_ids", "attention_mask", "labels", "token_type_ids", "cross_attention_mask"}
         rows |= {"position_ids", "rope_deltas"}  # of the answers' own lengths; the model makes them anew
         shared = {k: v for k, v in batch.items() if not k.startswith(("kl_", PREFIX)) and k not in rows}
-        return shared | {key.removeprefix("kl_"): value for key, value in batch.items() if key.startswith("kl_")}
+        found = shared | {key.removeprefix("kl_"): value for key, value in batch.items() if key.startswith("kl_")}
+        if "position_ids" in batch:
+            found |= kinds_of_tokens(self.accelerator.unwrap_model(self.model), found["input_ids"])
+        return found
