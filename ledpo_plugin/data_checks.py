@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .logps import IGNORE
-from .token_rows import is_streamed, token_rows
+from .token_rows import token_rows
 
 
 class NoUsableData(ValueError):
@@ -71,7 +71,7 @@ def drop_unusable(
     fault = FAULTS[data]
     if isinstance(dataset, dict):
         return {key: drop_unusable(part, key, data, log, media) for key, part in dataset.items()}
-    if is_streamed(dataset):
+    if not hasattr(dataset, "__len__"):
         return dataset.filter(lambda row: fault(row) is None and (media is None or media(row) is None))
     columns = [c for c in dataset.column_names if c.endswith(("labels", "input_ids"))]
     faults = [fault(row) for row in token_rows(dataset, columns)]

@@ -67,6 +67,9 @@ def check_recipe(
     return [found for check in checks for found in check(recipe)]
 
 
+_RENAMED = {"new_special_tokens": "add_special_tokens"}  # by LLaMA-Factory; no other key sounds like the old name
+
+
 def _check_keys(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem for every key that neither the host nor the plugin knows."""
     if switched_on(recipe.environ, "ALLOW_EXTRA_ARGS"):
@@ -76,6 +79,7 @@ def _check_keys(recipe: Reading) -> Iterator[Problem]:
         if key in recipe.host_keys or key in refused:
             continue
         near = get_close_matches(str(key).strip().lower(), [*recipe.host_keys], n=1, cutoff=0.6)
+        near = [_RENAMED[key]] if key in _RENAMED else near
         fix = f"write {near[0]}" if near else "remove it, or set ALLOW_EXTRA_ARGS=1 to have unknown keys ignored"
         yield problem(key, value, "there is no such recipe key", fix)
 

@@ -128,6 +128,8 @@ def read(row: Mapping[str, Any], entry: Entry, kind: str) -> dict[str, Any]:
         found = {TURNS: _messages(turns), CHOSEN: _message(chosen), REJECTED: _message(rejected)}
     else:
         system, turns = _dialogue(row, entry, answered=kind != PROMPTS)
+        if kind == PROMPTS and len(turns) % 2:  # the host asks for an answer, and takes the prompt alone
+            turns = [*turns, (ASSISTANT, "")]
         found = {TURNS: _messages(turns)}
         if kind == UNPAIRED:
             found[LABEL] = _label(row, entry)
@@ -262,7 +264,7 @@ def _dialogue(row: Mapping[str, Any], entry: Entry, answered: bool) -> tuple[str
         elif answered or isinstance(answer, str):
             turns = [*turns, (ASSISTANT, _text(answer, entry.response))]
     _check_order(turns)
-    if len(turns) % 2 and (answered or entry.formatting != "alpaca"):
+    if len(turns) % 2 and answered:
         raise RowFault("the dialogue does not end with an answer of the assistant")
     return system, turns
 
@@ -378,6 +380,8 @@ def _read_by_host(row: Mapping[str, Any], entry: Entry, kind: str) -> bool:
     if not _is_messages(parts):
         return False
     parts = list(parts)
+    if kind == PROMPTS and (len(parts) - (parts[0].get(entry.role_tag) == entry.system_tag)) % 2:
+        return False  # without an answer, which the host asks for
     if kind == PAIRS:
         parts += [row.get(name) if name else None for name in (entry.chosen, entry.rejected)]
     return all(_has_tags(part, entry) for part in parts) and not _joined(parts, entry)

@@ -31,7 +31,9 @@ def load(tiny, tmp_path, entry, rows, kind="pairs", stage="rm", **changes):
     """Return what is loaded of raw rows, and what is said; the check of recipes is passed by, as for a hub's data."""
     import importlib
 
-    recipe = recipe_for(tiny, tmp_path, inputs.PAIRS, inputs.rows_of((inputs.PAIRS, GOOD), 4), **changes)
+    recipe = recipe_for(
+        tiny, tmp_path, inputs.PAIRS, inputs.rows_of((inputs.PAIRS, GOOD), 4), cutoff_len=2000, **changes
+    )
     arguments = importlib.import_module(TUNER).get_train_args(recipe)
     model_args, data_args, training_args = arguments[:3]
     inputs.write_data(tmp_path / "data", "own", entry, rows)
@@ -314,6 +316,41 @@ def test_rated_answers_of_trl_give_the_tokens_of_the_hosts_own(tiny, tmp_path, n
     assert said == []
     for column in ("input_ids", "labels", "kl_input_ids", "kl_labels", "kto_tags"):
         assert data[column][:] == wanted[column][:]
+
+
+PROMPTS = {
+    "TRL, standard": (
+        {"columns": {"prompt": "prompt"}},
+        lambda turns: {"prompt": turns[0]["content"]},
+    ),
+    "TRL, conversational": ({"columns": {"prompt": "prompt"}}, lambda turns: {"prompt": turns}),
+    "dialogues without an answer": (
+        {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": inputs.OPENAI_TAGS},
+        lambda turns: {"messages": turns},
+    ),
+    "dialogues with an answer": (
+        {"formatting": "sharegpt", "columns": {"messages": "messages"}},
+        lambda turns: {"messages": [*turns, inputs.assistant("so")]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_of_rollouts_are_read_from_every_format(tiny, tmp_path, as_the_host_has_it, name):
+    entry, make = PROMPTS[name]
+    dialogues = [
+        (i, turns) for i, (turns, _, _) in enumerate(_dialogues()) if len(turns) == 1 or "standard" not in name
+    ]
+    data, said = load(tiny, tmp_path, entry, [make(turns) for _, turns in dialogues], "prompts", "ppo")
+    assert said == []
+    ids, labels = as_the_host_has_it[:2]
+    asked = [[token for token, label in zip(ids[i], labels[i], strict=True) if label == -100] for i, _ in dialogues]
+    assert data["input_ids"][:] == asked
+
+
+def test_the_old_name_of_a_key_leads_to_the_new_one(tiny, tmp_path):
+    (found,) = check_recipe(tiny.recipe(tmp_path, new_special_tokens="<a>"), recipe_keys(), {})
+    assert "write add_special_tokens" in found.message
 
 
 def test_dialogues_that_part_early_are_named(tiny, tmp_path):

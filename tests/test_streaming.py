@@ -127,3 +127,14 @@ def test_images_of_any_row_count_not_of_the_first_alone():
     assert not has_media(Dataset.from_list([{"input_ids": [1]}]))
     assert has_media(Dataset.from_list([text, text, image]))
     assert not has_media(Dataset.from_list([{"images": []}, {"images": []}]))
+
+
+@pytest.mark.parametrize("stage", ["ledpo", "ledpo_kto"])
+def test_two_processes_read_the_stream_of_one_with_the_doubled_batch(tiny, tmp_path, stage):
+    common = {**STREAMED, "stage": stage, "max_steps": 5}
+    train(tiny.recipe(tmp_path / "one", per_device_train_batch_size=4, **common))
+    two = tiny.recipe(tmp_path / "two", per_device_train_batch_size=2, ddp_backend="gloo", **common)
+    done = cli("train", write_recipe(tmp_path / "two.yaml", two), env={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    for key in ("loss", "margins/beta_free", "beta/mean"):
+        assert series(tmp_path / "two", key) == pytest.approx(series(tmp_path / "one", key), rel=1e-3, abs=1e-5), key
