@@ -8,6 +8,8 @@ import public_inputs as inputs
 import pytest
 from conftest import series, train, write_recipe
 
+from ledpo_plugin._recipe_files import data_notes
+from ledpo_plugin._recipe_reading import read
 from ledpo_plugin.cli import main
 from ledpo_plugin.data_checks import NoUsableData
 from ledpo_plugin.host import TUNER, pieces, recipe_keys
@@ -362,3 +364,47 @@ def test_dialogues_that_part_early_are_named(tiny, tmp_path):
     ]
     with pytest.raises(NoUsableData, match=r"part before their last message .*row 1: message 2"):
         load(tiny, tmp_path, ENTRY | {"columns": SIDES}, rows)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_other_files_than_json_are_looked_at_and_read(tiny, tmp_path, kind):
+    from datasets import Dataset
+
+    flat = {"ranking": True, "columns": SIDES | {"prompt": "prompt"}}
+    entry = flat if kind == "csv" else ENTRY | {"columns": SIDES}
+    rows = [
+        {"prompt": turns[0]["content"], "chosen": good, "rejected": bad} if kind == "csv" else _whole(turns, good, bad)
+        for turns, good, bad in _dialogues()
+    ]
+    broken = {"prompt": "a", "chosen": "b", "rejected": None} if kind == "csv" else _whole([], "a", "b")
+    folder = tmp_path / "data"
+    inputs.write_data(folder, "own", entry, rows)
+    (folder / "own.json").unlink()
+    config = (folder / "dataset_info.json").read_text().replace("own.json", f"own.{kind}")
+    recipe = tiny.recipe(tmp_path / "run", dataset_dir=str(folder), template="qwen") | {"dataset": "own"}
+    (folder / "dataset_info.json").write_text(config)
+
+    def write(some):
+        data = Dataset.from_list(some)
+        {"jsonl": data.to_json, "csv": data.to_csv, "parquet": data.to_parquet}[kind](str(folder / f"own.{kind}"))
+
+    write([broken] * 2)
+    (found,) = check_recipe(recipe, recipe_keys(), {})
+    assert f"2 of 2 rows of {folder}/own.{kind} cannot be read" in found.message
+    write([*rows, broken])
+    assert check_recipe(recipe, recipe_keys(), {}) == []
+    (note,) = data_notes(read(recipe, recipe_keys(), {}))
+    assert "1 of 7 rows" in note
+    assert series(train(recipe), "loss")[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_large_file_is_looked_at_from_its_beginning(tiny, tmp_path, monkeypatch):
+    rows = inputs.rows_of((inputs.PAIRS, GOOD), 12)
+    rows[1] = inputs.swapped(random.Random(1), 0)
+    recipe = recipe_for(tiny, tmp_path, inputs.PAIRS, rows)
+    monkeypatch.setattr("ledpo_plugin._recipe_rows.MOST_ROWS", 5)
+    (note,) = data_notes(read(recipe, recipe_keys(), {}))
+    assert "1 of the first 5 rows" in note
+    monkeypatch.setattr("ledpo_plugin._recipe_rows.MOST_TEXT", 700)  # ends within a row
+    (note,) = data_notes(read(recipe, recipe_keys(), {}))
+    assert "1 of the first " in note
