@@ -224,7 +224,9 @@ def test_margins_are_those_that_were_measured(methods):
 def test_the_planted_judge_is_exposed(methods):
     found = result(methods[1], "agreement", "all")
     rows = {row["name"]: row for row in found["judges"]["first"]["position"]}
-    assert rows["first_position"]["value"] > 0.5, rows  # equal answers are ties
+    assert rows["first_position"]["value"] == 1, rows  # of different texts
+    assert rows["same_verdict"]["value"] == 0
+    assert rows["same_text"]["value"] + rows["turned"]["value"] == pytest.approx(1)
     assert found["judges"]["first"]["repeat"]["value"] == 1
     labels = found["labels"]
     assert {row["first"] for row in labels["with_labels"]} == {
@@ -236,12 +238,15 @@ def test_the_planted_judge_is_exposed(methods):
     assert rows["swap_consistency"]["value"] == 0
     share = next(r for r in labels["with_labels"] if r["first"] == "first" and r["name"] == "percent_agreement")
     assert share["value"] == 0  # a verdict that turns with the order is a tie, and never the label
+    half = next(r for r in labels["with_labels"] if r["first"] == "first" and r["name"] == "accuracy")
+    assert half["value"] == 0.5  # right in one of the orders
 
 
 def test_the_report_of_the_methods(methods):
     html = report_of(methods[0], methods[1])
     for text in (
-        "Which methods agree", "of its verdicts) and says the same in both orders of",
+        "Which methods agree", "of its verdicts on different texts); of ", "have the same verdict both ways and",
+        "a verdict that turns with the order is a tie: it adds one half", "of a graded verdict that turns",
         "No people&#39;s ratings were given", "What judges are worth", "Pairs whose better answer is known",
         "What to choose by", "Sensitivity to prompts",
     ):  # fmt: skip

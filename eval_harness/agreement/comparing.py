@@ -7,7 +7,7 @@ from typing import Any
 from .agreement import Ratings, alpha, pair_agreement
 from .alignment import align
 from .correlation import KINDS, per_example, per_model
-from .figures import Figure
+from .figures import Figure, of_ratio
 from .ranking import choices, rank_by_mean
 from .stability import stability
 from .tables import Row, agreement_rows, choice_rows, figure_row, lost_rows, ranking_rows, stability_rows
@@ -84,8 +84,8 @@ def against_labels(ratings: Mapping[str, Ratings], labels: str, *, seed: int = 0
         seed, draws: of the bootstrap intervals over items.
 
     Returns:
-        `with_labels`: rows of percent agreement and kappas; `between`: kappas of every other two methods; `alpha`:
-        Krippendorff's, nominal, of all methods but the labels, and of all with them.
+        `with_labels`: rows of percent agreement, kappas, and accuracy (see `accuracy`); `between`: kappas of every
+        other two methods; `alpha`: Krippendorff's, nominal, of all methods but the labels, and of all with them.
 
     Raises:
         ValueError: the labels are none of the methods.
@@ -97,6 +97,8 @@ def against_labels(ratings: Mapping[str, Ratings], labels: str, *, seed: int = 0
         if name != labels:
             pair = ((name, ratings[name]), (labels, ratings[labels]))
             rows += agreement_rows(pair_agreement(*pair, seed=seed, draws=draws))
+            rows.append(figure_row("accuracy", accuracy(ratings[name], ratings[labels], seed=seed), first=name,
+                                   second=labels))  # fmt: skip
     others = {name: own for name, own in ratings.items() if name != labels}
     between = []
     for first, second in combinations(others, 2):
@@ -114,3 +116,24 @@ def against_labels(ratings: Mapping[str, Ratings], labels: str, *, seed: int = 0
         "between": between,
         "alpha": [figure_row(name, figure) for name, figure in overall.items()],
     }
+
+
+def accuracy(ratings: Ratings, labels: Ratings, *, seed: int = 0) -> Figure:
+    """Return how often ratings are right: 1 where they equal the label, 1/2 for a tie that the label does not share.
+
+    With verdicts in letters from both orders this is the mean of both orders' accuracies (LLMBar, arXiv:2310.07641:
+    "average accuracy"): a verdict that turns is right once and wrong once. The interval is a bootstrap over items.
+
+    Args:
+        ratings: unit -> -1, 0 (tie) or 1 (see `comparisons.labels`).
+        labels: unit -> what is right; units without a rating do not count.
+        seed: of the interval.
+    """
+    by_item: dict[str, list[float]] = {}
+    for unit, rated in ratings.items():
+        if unit in labels:
+            right = 1.0 if rated == labels[unit] else 0.5 if rated == 0 else 0.0
+            by_item.setdefault(unit[0], []).append(right)
+    if not by_item:
+        return Figure(0, None, why="no unit that both rated")
+    return of_ratio([sum(own) for own in by_item.values()], [len(own) for own in by_item.values()], seed=seed)

@@ -10,7 +10,7 @@ from scipy.special import expit, ndtri
 
 from ledpo_plugin.experiments.stats import LEVEL
 
-from .comparisons import of_method
+from .comparisons import category, of_method
 from .correlation import correlate
 from .figures import DRAWS, Figure, Undefined, bootstrapped, of_ratio
 from .verdicts import ScoreTable, Verdict
@@ -18,13 +18,14 @@ from .verdicts import ScoreTable, Verdict
 
 @dataclass(frozen=True)
 class LengthBias:
-    """What the length of answers does to a method; figures are over verdicts, drawn by item."""
+    """What the length of answers does to a method; figures are over verdicts on different texts, drawn by item."""
 
     method: str
-    verdicts: int  # parsed, with both lengths known
+    verdicts: int  # parsed, on different texts, with both lengths known
     no_length: int  # parsed, left out because a length is not known
+    same_text: int  # parsed, left out because both answers are the same text
     equal: int  # with answers of equal length: not in `longer`
-    longer: Figure  # share of verdicts for the longer answer (ties one half); 1/2 without bias or ability
+    longer: Figure  # share of verdicts for the longer answer (ties one half, graded ones by their side of it)
     correlation: Figure  # Spearman, of the second answer's gain with how much longer it is
     effect: Figure  # log-odds for an answer that is `spread` longer, the models and the order held fixed
     first: Figure  # log-odds for the first of two answers of equal models and length
@@ -58,12 +59,15 @@ def length_bias(
     Raises:
         ValueError: there is no verdict of the method.
     """
-    parsed = [v for v in of_method(verdicts, method) if v.preference is not None]
+    every = [v for v in of_method(verdicts, method) if v.preference is not None]
+    parsed = [v for v in every if not v.same_text]
+    alike = len(every) - len(parsed)
     used = [v for v in parsed if all(m in lengths.scores.get(v.item, {}) for m in (v.model_1, v.model_2))]
     left_out = len(parsed) - len(used)
     if not used:
-        nothing = Figure(0, None, why="no verdict with both lengths known")
-        return LengthBias(method, 0, left_out, 0, nothing, nothing, nothing, nothing, None)
+        why = "every verdict is on a text and itself" if alike and not parsed else "no verdict with both lengths known"
+        nothing = Figure(0, None, why=why)
+        return LengthBias(method, 0, left_out, alike, 0, nothing, nothing, nothing, nothing, None)
     gain = np.asarray([v.second_gain for v in used])
     longer_by = np.asarray([lengths.scores[v.item][v.model_2] - lengths.scores[v.item][v.model_1] for v in used])
     groups = _groups([v.item for v in used])
@@ -72,6 +76,7 @@ def length_bias(
         method,
         len(used),
         left_out,
+        alike,
         int((longer_by == 0).sum()),
         _longer(gain, longer_by, groups, seed),
         _correlation(gain, longer_by, groups, seed, draws),
@@ -90,7 +95,8 @@ def _groups(items: Sequence[str]) -> list[np.ndarray]:
 
 
 def _longer(gain: np.ndarray, longer_by: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> Figure:
-    share = np.where(longer_by > 0, gain, 1 - gain)
+    second = (1 + np.asarray([category(value) for value in gain])) / 2
+    share = np.where(longer_by > 0, second, 1 - second)
     kept = [rows[longer_by[rows] != 0] for rows in groups]
     kept = [rows for rows in kept if len(rows)]
     if not kept:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from scipy.special import ndtri
@@ -15,6 +16,14 @@ from .figures import Figure, of_mean, of_ratio
 from .verdicts import Key, Verdict
 
 RELIABLE = 0.9  # least share of verdicts that must be parsed
+# graded -> what a verdict counts as that turns with the order of the answers.
+TURNED = MappingProxyType(
+    {
+        False: "a verdict that turns with the order is a tie: it adds one half to the win rate",
+        True: "of a graded verdict that turns with the order the mean of both strengths is added to the win rate, and "
+        "counts as a win, tie or loss by the side of one half that it is on",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,27 @@ class WinRate:
     bootstrap: Figure  # the same rate with the bootstrap interval over items
     standard_error: Figure  # of the mean, as alpaca_eval's
     parsed: Parsed
+    turned: int = 0  # items on which a verdict turned with the order; they are among wins, ties and losses (`TURNED`)
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """What the order of two answers does; over comparisons judged in both orders."""
+    """What the order of two answers does; over comparisons judged in both orders.
+
+    `same_text`, `same_verdict` and `turned` are shares of all of them and add up to 1. Two answers with the same text
+    have nothing to tell apart: they are no sign of a steady judge, and are in none of the other figures.
+    """
 
     method: str
     both: int  # comparisons judged in both orders
     one: int  # comparisons judged in one order only: not used
-    first_position: Figure  # share of verdicts for the answer shown first (ties one half); 1/2 without bias
-    consistency: Figure  # share of comparisons where both orders give the same answer
+    unknown: int  # of `both`, those whose texts are not known: taken for different ones
+    graded: bool  # whether verdicts have strengths; their sign decides here
+    same_text: Figure  # share of comparisons of a text with itself
+    same_verdict: Figure  # share of comparisons of different texts with the same verdict in both orders
+    turned: Figure  # share of comparisons of different texts with another verdict in the other order
+    first_position: Figure  # different texts: share of verdicts for the one shown first (ties 1/2); 1/2 without bias
+    consistency: Figure  # different texts: share with the same verdict in both orders
     parsed: Parsed
 
 
@@ -112,8 +131,8 @@ def debiased_win_rate(
 ) -> WinRate:
     """Return the win rate over the items judged in both orders, each order with half the weight.
 
-    A constant preference for a position cancels. `parsed` is of all verdicts that were asked for. A comparison that
-    turns with the order becomes a tie.
+    A constant preference for a position cancels. `parsed` is of all verdicts that were asked for. What a verdict that
+    turns with the order counts as is in `TURNED`.
 
     Raises:
         ValueError: the method did not compare these two models.
@@ -130,25 +149,52 @@ def position_bias(
     """Return what the order of the answers does to a method, over all its comparisons or those of two models.
 
     Only comparisons judged in both orders count: there every model is first as often as second, so that which model
-    is better does not show in the share of the first position. Intervals are of a bootstrap over items.
+    is better does not show in the share of the first position. Of graded verdicts the side of one half decides, not
+    how far from it they are. Intervals are of a bootstrap over items.
 
     Raises:
         ValueError: there are no such verdicts.
     """
     own = _between(verdicts, method, *models) if models else of_method(verdicts, method)
     both, one = _orders(own)
-    first: dict[str, list[float]] = {}
-    same: dict[str, list[float]] = {}
+    first: dict[str, list[float]] = {}  # of different texts
+    steady: dict[str, list[float]] = {}  # of different texts
+    shares: dict[str, dict[str, list[float]]] = {"same_text": {}, "same_verdict": {}, "turned": {}}
     for (item, *_), pair in both.items():
-        first.setdefault(item, []).append(math.fsum(1 - v.second_gain for v in pair) / 2)
-        named = pair[0].key[1]
-        same.setdefault(item, []).append(float(category(pair[0].gain(named)) == category(pair[1].gain(named))))
-    return PositionBias(method, len(both), one, _by_item(first, seed), _by_item(same, seed), parsed(own))
+        kind = "same_text" if _same_text(pair) else "turned" if _turned(pair) else "same_verdict"
+        for name, values in shares.items():
+            values.setdefault(item, []).append(float(name == kind))
+        if kind != "same_text":
+            first.setdefault(item, []).append(math.fsum((1 - category(v.second_gain)) / 2 for v in pair) / 2)
+            steady.setdefault(item, []).append(float(kind == "same_verdict"))
+    none = "no comparison was judged in both orders"
+    alike = "every comparison is of a text with itself" if both else none
+    return PositionBias(
+        method,
+        len(both),
+        one,
+        sum(all(verdict.same_text is None for verdict in pair) for pair in both.values()),
+        any(verdict.strength is not None for verdict in own),
+        **{name: _by_item(values, seed, none) for name, values in shares.items()},
+        first_position=_by_item(first, seed, alike),
+        consistency=_by_item(steady, seed, alike),
+        parsed=parsed(own),
+    )
 
 
-def _by_item(values: Mapping[str, Sequence[float]], seed: int) -> Figure:
+def _same_text(pair: Sequence[Verdict]) -> bool:
+    return any(verdict.same_text for verdict in pair)
+
+
+def _turned(pair: Sequence[Verdict]) -> bool:
+    """Whether two verdicts on the same answers, one in each order, differ: other winners, or a tie once."""
+    named = pair[0].key[1]
+    return category(pair[0].gain(named)) != category(pair[1].gain(named))
+
+
+def _by_item(values: Mapping[str, Sequence[float]], seed: int, none: str) -> Figure:
     if not values:
-        return Figure(0, None, why="no comparison was judged in both orders")
+        return Figure(0, None, why=none)
     return of_ratio([math.fsum(own) for own in values.values()], [len(own) for own in values.values()], seed=seed)
 
 
@@ -196,4 +242,5 @@ def _rate(
         of_mean(values, seed=seed, level=level),
         error,
         counts,
+        len({key[0] for key, pair in _orders(verdicts)[0].items() if _turned(pair)}),
     )

@@ -30,7 +30,7 @@ ANNOTATION: Mapping[str, str] = MappingProxyType(
         "first": "left",
     }
 )
-OPTIONAL = ("reason", "repeat", "first")
+OPTIONAL = ("reason", "repeat", "first", "same_text", "output_1", "output_2")
 OF_VERDICT = ("item", "method", "model_1", "model_2", "preference")
 OF_SCORE = ("item", "method", "model", "value")
 MISSING = ("", "missing", "none", "null", "nan")  # of a preference or value, in any case
@@ -72,11 +72,14 @@ def read_verdicts(
     methods: Collection[str] | None = None,
     models: Collection[str] | None = None,
 ) -> list[Verdict]:
-    """Return the verdicts of a file: item, method, model_1, model_2, preference; optional: reason, repeat, first.
+    """Return the verdicts of a file: item, method, model_1, model_2, preference.
+
+    Optional columns: reason, repeat, first, and same_text (or output_1 and output_2, the texts themselves).
 
     A preference is 1, 2 or tie; as in alpaca_eval 0 and 1.5 are ties too, and a number between 1 and 2 is a weighed
     preference. Empty, null, NaN and "missing" are missing; their reason is the file's, or that there was none.
     `first` is 1 or 2, the model that was shown first, where that is not always the first; left out or empty: 1.
+    Whether two answers are the same text is known from `same_text` (true or false), or from the texts.
 
     Args:
         path: .json (a list of objects), .jsonl or .csv (with a header), UTF-8.
@@ -97,6 +100,7 @@ def read_verdicts(
             row.say("model_2", second, "it is model_1 too", "compare two different models")
         preference, strength = _preference(row)
         repeat = _repeat(row)
+        same = _same_text(row)
         if _second_was_first(row):
             first, second = second, first
             preference = {1: 2, 2: 1}.get(preference, preference)
@@ -109,7 +113,7 @@ def read_verdicts(
         problems += row.problems
         if not row.problems:
             reason = row.reason("no reason given in the file") if preference is None else None
-            found.append(Verdict(item, method, first, second, preference, reason, repeat, strength))
+            found.append(Verdict(item, method, first, second, preference, reason, repeat, strength, same))
     if problems:
         raise DataError(f"The file of verdicts {path}", problems)
     return found
@@ -199,6 +203,17 @@ def _repeat(row: _Row) -> int:
         row.say("repeat", value, "a whole number of 0 or more is expected here", "number repeats 0, 1, 2 ...")
         return 0
     return int(number)
+
+
+def _same_text(row: _Row) -> bool | None:
+    value = row.fields.get("same_text")
+    if value in (None, ""):
+        texts = (row.fields.get("output_1"), row.fields.get("output_2"))
+        return texts[0] == texts[1] if all(isinstance(text, str) for text in texts) else None
+    known = {"true": True, "false": False}.get(str(value).lower())
+    if known is None:
+        row.say("same_text", value, "true or false is expected here", "write whether both answers are the same text")
+    return known
 
 
 def _second_was_first(row: _Row) -> bool:

@@ -39,7 +39,8 @@ def parsed_row(method: str, counts: Parsed) -> Row:
 def win_rate_rows(found: WinRate, name: str = "win_rate") -> list[Row]:
     """Return a win rate (0 to 1) with both intervals, its standard error and counts of items."""
     more = {"method": found.method, "model": found.model, "against": found.against}
-    counts = {"wins": found.wins, "ties": found.ties, "losses": found.losses, "reliable": found.parsed.reliable}
+    counts = {"wins": found.wins, "ties": found.ties, "losses": found.losses, "turned": found.turned}
+    counts |= {"reliable": found.parsed.reliable}
     return [
         figure_row(name, found.rate, **more, **counts, interval="wilson"),
         figure_row(name, found.bootstrap, **more, **counts, interval="bootstrap"),
@@ -48,9 +49,14 @@ def win_rate_rows(found: WinRate, name: str = "win_rate") -> list[Row]:
 
 
 def position_rows(found: PositionBias) -> list[Row]:
-    """Return first-position rate, swap consistency and share of parsed verdicts."""
+    """Return the shares of same texts, same and turned verdicts; first-position rate and swap consistency on different
+    texts; and the share of parsed verdicts."""
     more = {"method": found.method, "both_orders": found.both, "one_order": found.one}
+    more |= {"unknown_texts": found.unknown, "graded": found.graded}
     return [
+        figure_row("same_text", found.same_text, **more),
+        figure_row("same_verdict", found.same_verdict, **more),
+        figure_row("turned", found.turned, **more),
         figure_row("first_position", found.first_position, **more),
         figure_row("swap_consistency", found.consistency, **more),
         parsed_row(found.method, found.parsed),
@@ -59,7 +65,8 @@ def position_rows(found: PositionBias) -> list[Row]:
 
 def length_rows(found: LengthBias) -> list[Row]:
     """Return the figures on length; `spread` is the length difference in whose unit the effect is."""
-    more = {"method": found.method, "no_length": found.no_length, "equal": found.equal, "spread": found.spread}
+    more = {"method": found.method, "no_length": found.no_length, "same_text": found.same_text}
+    more |= {"equal": found.equal, "spread": found.spread}
     named = {
         "longer_preferred": found.longer,
         "length_correlation": found.correlation,

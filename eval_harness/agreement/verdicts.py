@@ -17,6 +17,7 @@ class Verdict:
     """What one method said about two answers to one item; `model_1`'s answer was shown first.
 
     `strength` is for judges that weigh (AlpacaEval 2): from 1 (surely the first) to 2 (surely the second).
+    `same_text` is whether the two answers are the same text, which says nothing about a judge; None: not known.
     """
 
     item: str
@@ -27,6 +28,7 @@ class Verdict:
     reason: str | None = None  # why there is no preference; only then
     repeat: int = 0
     strength: float | None = None
+    same_text: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preference is not None and self.preference not in PREFERENCES:

@@ -164,14 +164,15 @@ def _not_understood(kept: Any) -> str:
 
 def _verdict(row: dict[str, Any], judge: Judge, repeat: int, said: dict[str, Any] | None, why: str | None) -> Verdict:
     models = (row["instruction"], judge.name, row["generator_1"], row["generator_2"])
+    same = row["output_1"] == row["output_2"]
     if said is None:
-        return Verdict(*models, None, why, repeat)
+        return Verdict(*models, None, why, repeat, same_text=same)
     value = float(said["preference"])
     if value in (0.0, 1.5):
-        return Verdict(*models, TIE, None, repeat)
+        return Verdict(*models, TIE, None, repeat, same_text=same)
     if value in (1.0, 2.0):
-        return Verdict(*models, int(value), None, repeat)
-    return Verdict(*models, 1 if value < 1.5 else 2, None, repeat, value)
+        return Verdict(*models, int(value), None, repeat, same_text=same)
+    return Verdict(*models, 1 if value < 1.5 else 2, None, repeat, value, same)
 
 
 def _annotation(row: dict[str, Any], judge: Judge, repeat: int, said: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval_harness.agreement.agreement import repeat_consistency
 from eval_harness.agreement.length_bias import length_bias
-from eval_harness.agreement.pairwise import debiased_win_rate, position_bias
+from eval_harness.agreement.pairwise import TURNED, debiased_win_rate, position_bias
 from eval_harness.agreement.reading import ALPACA_EVAL, read_verdicts
 from eval_harness.agreement.tables import figure_row, length_rows, parsed_row, position_rows, win_rate_rows
 from eval_harness.agreement.verdicts import ScoreTable, Verdict
@@ -144,7 +144,8 @@ def text(summary: Mapping[str, Any]) -> str:
         controlled = pair["length_controlled"]
         lines.append(f"{pair['model']} against {pair['against']}, by {judge}:")
         lines.append(f"  win rate {_shown(row)}, standard error {_number(error['value'])}, n = {row['n']}")
-        lines.append(f"  wins {row['wins']}, ties {row['ties']}, losses {row['losses']} (both orders of every pair)")
+        counts = f"wins {row['wins']}, ties {row['ties']}, losses {row['losses']}, {row['turned']} of them turned"
+        lines.append(f"  {counts} (both orders of every pair)")
         rate = "none" if controlled["win_rate"] is None else f"{controlled['win_rate'] / 100:.3f}"
         why = f": {controlled['reason']}" if controlled["reason"] else ""
         lines.append(f"  length-controlled {rate}{why} ({controlled['label']})")
@@ -156,11 +157,15 @@ def text(summary: Mapping[str, Any]) -> str:
     named = {row["name"]: row for row in [*summary["position"], *summary["length"]]}
     lines.append(f"{judge} itself:")
     for name, what in (
-        ("first_position", "verdicts for the answer shown first (0.5 without a liking)"),
-        ("swap_consistency", "the same in both orders"),
-        ("longer_preferred", "verdicts for the longer answer"),
+        ("same_text", "comparisons of a text with itself, which say nothing about it"),
+        ("same_verdict", "comparisons of different texts, the same verdict in both orders"),
+        ("turned", "comparisons of different texts, another verdict in the other order"),
+        ("swap_consistency", "of different texts, share with the same verdict in both orders"),
+        ("first_position", "of different texts, verdicts for the answer shown first (0.5 without a liking)"),
+        ("longer_preferred", "of different texts, verdicts for the longer answer"),
     ):
         lines.append(f"  {what}: {_shown(named[name])}")
+    lines.append(f"  {TURNED[named['first_position']['graded']]}")
     used = summary["usage"]
     price = f", price {used['price']:.4f}" if "price" in used else ""
     lines.append(

@@ -8,7 +8,7 @@ from ledpo_plugin.experiments.blocks import Paragraph, Plots, Section, Table, Te
 from ledpo_plugin.experiments.collected import Collected
 
 from .decoding_plots import front_plot, setting_plots
-from .shown import cell, labels_of, named, reasons, result_of
+from .shown import POSITION, SHARES, cell, labels_of, named, reasons, result_of, turned_words
 
 QUALITY = ("win rate", "implicit reward", "accuracy")
 
@@ -151,15 +151,16 @@ def _trained(result: Mapping[str, Any], names: Mapping[str, str]) -> Section | N
 def _judges(result: Mapping[str, Any]) -> Section | None:
     rows, shown = [], []
     for own in result["judges"]:
-        position = [named(own["position"], name=key) for key in ("parsed", "first_position", "swap_consistency")]
+        position = [named(own["position"], name=key) for key in POSITION]
         length = [named(own["length"], name=key) for key in ("longer_preferred", "length_log_odds")]
         shown += [*position, *length]
         rows.append((own["judge"], f"{position[0]['n']:,}", *map(cell, [*position, *length])))
     if not rows:
         return None
-    head = ("Judge", "Verdicts", "Understood", "First position", "Same in both orders", "Longer preferred",
-            "Log-odds of length")  # fmt: skip
-    table = Table("What the judges are worth", head, rows, note="Both orders of every comparison." + reasons(shown))
+    head = ("Judge", "Verdicts", *POSITION.values(), "Longer preferred", "Log-odds of length")
+    note = f"Both orders of every comparison. {SHARES} In win rates, "
+    note += turned_words([own["position"] for own in result["judges"]]) + reasons(shown)
+    table = Table("What the judges are worth", head, rows, note=note)
     return Section("decoding-judges", "Judges", [table])
 
 

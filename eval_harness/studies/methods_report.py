@@ -8,7 +8,18 @@ from ledpo_plugin.experiments.blocks import Paragraph, Plots, Section, Table, Te
 from ledpo_plugin.experiments.collected import Collected
 
 from .methods_plots import correlation_plot, stability_plot, win_rate_plot
-from .shown import cell, excludes, labels_of, named, reasons, result_of
+from .shown import (
+    POSITION,
+    SHARES,
+    cell,
+    excludes,
+    labels_of,
+    named,
+    reasons,
+    result_of,
+    shares_words,
+    turned_words,
+)
 
 CHANCE = 0.5
 FAIR = 0.6  # kappa from which agreement is called substantial (Landis and Koch 1977: above 0.6)
@@ -77,15 +88,15 @@ def _parsed(own: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _judge_words(name: str, own: Mapping[str, Any]) -> str:
     """Return one sentence on what a judge is worth: its liking for a place or for length, and its steadiness."""
-    first, same = (named(own["position"], name=key) for key in ("first_position", "swap_consistency"))
+    first = named(own["position"], name="first_position")
     longer = named(own["length"], name="length_log_odds")
     place = {
         1: "favours the answer shown first",
         -1: "favours the answer shown second",
         0: "shows no liking for a place",
     }
-    text = f"{name} {place[excludes(first, CHANCE)]} (first in {cell(first)} of its verdicts)"
-    text += f" and says the same in both orders of {cell(same)} of the comparisons"
+    text = f"{name} {place[excludes(first, CHANCE)]} (first in {cell(first)} of its verdicts on different texts)"
+    text += f"; {shares_words(own['position'])}"
     if longer and longer["value"] is not None:
         liking = {1: "it favours longer answers", -1: "it favours shorter answers", 0: "no effect of length is shown"}
         text += f"; {liking[excludes(longer, 0.0)]} (log-odds {cell(longer, True)} for a standard deviation of length)"
@@ -155,28 +166,28 @@ def _correlations(result: Mapping[str, Any]) -> Section:
 def _judges(result: Mapping[str, Any], names: Mapping[str, str]) -> Section | None:
     rows, rates, shown = [], [], []
     for name, own in result["judges"].items():
-        position = [named(own["position"], name=key) for key in ("first_position", "swap_consistency", "parsed")]
+        position = [named(own["position"], name=key) for key in POSITION]
         length = [named(own["length"], name=key) for key in ("longer_preferred", "length_log_odds")]
-        shown += [*position[:2], *length, own["repeat"]]
-        rows.append((name, f"{position[2]['n']:,}", *map(cell, [position[2], *position[:2], *length, own["repeat"]])))
+        shown += [*position[1:], *length, own["repeat"]]
+        rows.append((name, f"{position[0]['n']:,}", *map(cell, [*position, *length, own["repeat"]])))
         for row in own["win_rates"]:
             if row["name"] == "win_rate" and row.get("interval") == "bootstrap":
                 error = named(own["win_rates"], name="win_rate_standard_error", model=row["model"])
-                counts = f"{row['wins']} / {row['ties']} / {row['losses']}"
+                counts = f"{row['wins']} / {row['ties']} / {row['losses']} ({row.get('turned', words.NONE)})"
                 rates.append((f"{names[row['model']]} by {name}", str(row["n"]), counts, cell(row), cell(error)))
     if not rows:
         return None
-    head = ("Judge", "Verdicts", "Understood", "First position", "Same in both orders", "Longer preferred",
-            "Log-odds of length", "Same when repeated")  # fmt: skip
+    head = ("Judge", "Verdicts", *POSITION.values(), "Longer preferred", "Log-odds of length", "Same when repeated")
     judges = Table(
         "What judges are worth", head, rows,
-        note="First position and longer preferred: shares of verdicts, one half without a liking. Log-odds: for an "
-        "answer that is a standard deviation longer, models and places held fixed." + reasons(shown),
+        note=f"{SHARES} Longer preferred: share of verdicts on different texts, one half without a liking. Log-odds: "
+        "for an answer that is a standard deviation longer, models and places held fixed." + reasons(shown),
     )  # fmt: skip
     wins = Table(
-        "Win rates against the untrained model", ("Model", "n", "Wins / ties / losses", "Win rate", "Standard error"),
-        rates, note="Both orders of every comparison, each with half the weight; a verdict that turns with the order "
-        "is a tie.",
+        "Win rates against the untrained model",
+        ("Model", "n", "Wins / ties / losses (turned)", "Win rate", "Standard error"),
+        rates, note="Both orders of every comparison, each with half the weight; "
+        + turned_words([own["position"] for own in result["judges"].values()]),
     )  # fmt: skip
     return Section("methods-judges", "Judges", [judges, wins])
 
@@ -189,20 +200,29 @@ def _known(result: Mapping[str, Any]) -> Section | None:
     for row in found["with_labels"]:
         if row["name"] == "percent_agreement":
             kappa = named(found["with_labels"], name="cohen_kappa", first=row["first"])
-            shown += [row, kappa]
-            rows.append((row["first"], str(row["n"]), cell(row), cell(kappa)))
+            right = named(found["with_labels"], name="accuracy", first=row["first"])
+            shown += [row, kappa, right]
+            rows.append((row["first"], str(row["n"]), cell(right), cell(row), cell(kappa)))
     of_judges = [
-        (name, *(cell(named(own[kind], name=key)) for kind, key in _OF_JUDGE), cell(own["repeat"]))
+        (
+            name,
+            *(cell(named(own["position"], name=key)) for key in POSITION),
+            cell(named(own["length"], name="longer_preferred")),
+            cell(own["repeat"]),
+        )
         for name, own in found["judges"].items()
     ]
     between = [(f"{row['first']} / {row['second']}", str(row["n"]), cell(row)) for row in found["between"]]
     alphas = "; ".join(f"{row['name'].replace('_', ' ')} {cell(row)}" for row in found["alpha"])
     blocks = [
-        Table("Agreement with the data's own labels", ("Method", "Pairs", "Share", "Cohen's kappa"), rows,
-              note="Chance is 0.5 of the pairs, or a kappa of 0. Which answer counts as the first is drawn by prompt."
+        Table("Agreement with the data's own labels",
+              ("Method", "Pairs", "Right", "Same as the label", "Cohen's kappa"), rows,
+              note="Right: a tie counts one half, so that 0.5 is chance for every method. Same as the label: a tie "
+              "never is, so that a judge in letters that draws lots in each order is at 0.25, and one that always "
+              "turns at 0. Of kappa, 0 is chance. Which answer counts as the first is drawn by prompt."
               + reasons(shown)),
-        Table("Judges on these pairs", ("Judge", "Understood", "First position", "Same in both orders",
-                                        "Longer preferred", "Same when repeated"), of_judges),
+        Table("Judges on these pairs", ("Judge", *POSITION.values(), "Longer preferred", "Same when repeated"),
+              of_judges, note=SHARES),
         Table("Agreement of every two methods", ("Methods", "Pairs", "Cohen's kappa"), between,
               note=f"Krippendorff's alpha of all: {alphas}." + reasons([*found["between"], *found["alpha"]])),
     ]  # fmt: skip
@@ -236,14 +256,6 @@ def _worse(result: Mapping[str, Any], found: Collected) -> Section | None:
         "sees the harm [95 % bootstrap interval over prompts]." + reasons(worse["rows"]),
     )
     return Section("methods-worse", "A harm that is known", [table])
-
-
-_OF_JUDGE = (
-    ("position", "parsed"),
-    ("position", "first_position"),
-    ("position", "swap_consistency"),
-    ("length", "longer_preferred"),
-)
 
 
 def _choices(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:

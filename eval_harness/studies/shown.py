@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from eval_harness.agreement.pairwise import TURNED
 from ledpo_plugin.experiments import words
 from ledpo_plugin.experiments.collected import Collected
 from ledpo_plugin.experiments.files import read_json
@@ -13,6 +15,22 @@ from .parts import FOLDER, START
 
 BEFORE = "before training"
 SAME = "the same in every draw"  # in the reason of a figure without an interval
+# Name of a row on the order of answers -> the heading of its column.
+POSITION = MappingProxyType(
+    {
+        "parsed": "Understood",
+        "same_text": "Same text",
+        "same_verdict": "Same verdict in both orders",
+        "turned": "Turned",
+        "swap_consistency": "Same verdict, of different texts",
+        "first_position": "First position",
+    }
+)
+SHARES = (
+    "Same text, same verdict in both orders and turned (another verdict in the other order) are shares of all "
+    "comparisons and add up to 1; two answers with the same text say nothing about a judge and are in no other column. "
+    "First position: share of verdicts, one half without a liking; of graded verdicts the side of one half decides."
+)
 
 
 def result_of(found: Collected, part: str, name: str = "all") -> dict[str, Any] | None:
@@ -65,3 +83,23 @@ def excludes(row: Mapping[str, Any] | None, value: float) -> int:
     if low is None and SAME in str(row["reason"]):
         low = high = row["value"]
     return 0 if low is None else int(low > value) - int(high < value)
+
+
+def shares_words(position: Sequence[Mapping[str, Any]]) -> str:
+    """Return, of a judge's rows on the order of answers, the three shares of its comparisons as a clause."""
+    same, steady, turned = (named(position, name=name) for name in ("same_text", "same_verdict", "turned"))
+    if turned is None or turned["value"] is None:
+        return "what the order of the answers does to it is not known"
+    text = f"of {words.count(turned['n'], 'comparison')} in both orders {_percent(same)} are of a text "
+    text += f"with itself, {_percent(steady)} have the same verdict both ways and "
+    return text + f"{_percent(turned)} turn with the order"
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['value']:.1f} %"
+
+
+def turned_words(positions: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Return what a verdict that turns with the order counts as, for judges in letters, graded ones, or both."""
+    graded = {bool(row.get("graded")) for rows in positions for row in rows if row["name"] == "first_position"}
+    return "; ".join(TURNED[kind] for kind in sorted(graded)) + "."
