@@ -21,6 +21,7 @@ from eval_harness.agreement.pairwise import debiased_win_rate, position_bias, wi
 from eval_harness.agreement.problems import DataError
 from eval_harness.agreement.ranking import bradley_terry, choices, places, rank_by_mean, strengths
 from eval_harness.agreement.reading import ALPACA_EVAL, ANNOTATION, read_scores, read_verdicts
+from eval_harness.agreement.selection import halves
 from eval_harness.agreement.stability import stability
 from eval_harness.agreement.verdicts import TIE, ScoreTable, Verdict
 
@@ -539,14 +540,19 @@ def test_lower_can_be_better():
 
 
 def test_choice_and_regret_by_hand():
-    human = table("human", [[1.0, 0.0, 0.5], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]])  # means 2/3, 1/2, 1/3
-    length = table("length", [[1, 5, 2], [2, 6, 1], [1, 7, 1]])  # b
-    tied = table("tied", [[1, 0, 1]] * 3)  # a and c: regret (0 + 1/3) / 2
-    found = {choice.method: choice for choice in choices(align([human, length, tied]), "human")}
-    assert found["human"].chosen == ("a",)
-    assert found["human"].regret.value == 0
-    assert (found["length"].chosen, found["length"].regret.value) == (("b",), pytest.approx(1 / 6))
-    assert (found["tied"].chosen, found["tied"].regret.value) == (("a", "c"), pytest.approx(1 / 6))
+    choosing, judging = halves(4)
+    # By people a is best where models are chosen, b where they are judged.
+    first, second = [1.0, 0.0, 0.5], [0.0, 0.75, 0.25]
+    rows = [first if place in choosing else second for place in range(4)]
+    human, longest = table("human", rows), table("length", [[1, 5, 2]] * 4)  # b
+    tied = table("tied", [[0, 1, 1]] * 4)  # b and c
+    found = {choice.method: choice for choice in choices(align([human, longest, tied]), "human")}
+    assert [len(judging), found["length"].chosen_on, found["length"].regret.n] == [2, 2, 2]
+    assert (found["human"].chosen, found["human"].regret.value) == (("a",), 0)
+    assert (found["length"].chosen, found["length"].regret.value) == (("b",), -0.75)  # 0 - 0.75: a better choice
+    assert (found["tied"].chosen, found["tied"].regret.value) == (("b", "c"), -0.5)  # 0 - (0.75 + 0.25) / 2
+    one = choices(align([table("human", [first]), table("length", [[1, 5, 2]])]), "human")
+    assert {choice.regret.why for choice in one} == {"one item cannot both choose and judge"}
     with pytest.raises(ValueError, match="'people' is none of the methods"):
         choices(align([human]), "people")
 

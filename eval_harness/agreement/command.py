@@ -41,7 +41,10 @@ def text(found: dict) -> str:
         for first, second in pairs:
             own = [row for row in found[key] if (row["first"], row["second"]) == (first, second)]
             lines.append(f"  {first} / {second}: " + ", ".join(map(_shown, own)))
-    lines.append(f"Which model each would have chosen, and what that loses by {found['reference']}:")
+    lines.append(
+        f"Which model each would have chosen on half of the items, and what that loses by {found['reference']} on the "
+        "other half:"
+    )
     lines += [f"  {row['method']}: {', '.join(row['chosen'])}, regret {_shown(row)}" for row in found["choices"]]
     lines.append("Items from which on 95 % of random subsets give the same order of the models:")
     for method, rows in found["stability"].items():

@@ -10,6 +10,7 @@ from .alignment import Aligned
 from .comparisons import category, gains
 from .figures import Figure, Undefined, bootstrapped_all, of_mean
 from .libraries import library
+from .selection import halves
 from .verdicts import ScoreTable, Verdict
 
 FITS = 500  # draws of Bradley-Terry, which is fitted anew in each
@@ -43,6 +44,7 @@ class Choice:
     chosen: tuple[str, ...]  # more than one where they tie
     best: tuple[str, ...]  # by the reference
     regret: Figure  # the reference's score of its best model minus that of the chosen; ties count on average
+    chosen_on: int = 0  # items that chose both; the regret is over the others
 
 
 def rank_by_mean(table: ScoreTable, models: Sequence[str] | None = None, *, seed: int = 0) -> Ranking:
@@ -140,10 +142,12 @@ def strengths(wins: np.ndarray) -> np.ndarray | Undefined:
 
 
 def choices(aligned: Aligned, reference: str, *, seed: int = 0) -> tuple[Choice, ...]:
-    """Return what every method would have chosen on the common items, and its regret by the reference method.
+    """Return what every method would have chosen on half of the common items, and its regret on the other half.
 
-    The interval of a regret is a bootstrap over items with the chosen and best models held fixed; that the best was
-    picked on the same items makes the regret an over-estimate rather than an under-estimate.
+    Methods and reference choose on one half (see `selection.halves`); the regret, by the reference, is over the other,
+    so that it is not made by the choice: where all models are equally good it is 0 on average, and it is negative
+    where the method's choice turns out better than the reference's. Its interval is a bootstrap over the items that
+    judge, not corrected for the number of methods.
 
     Raises:
         ValueError: the reference is none of the methods.
@@ -154,16 +158,20 @@ def choices(aligned: Aligned, reference: str, *, seed: int = 0) -> tuple[Choice,
     if not len(aligned.items) or not aligned.models:
         nothing = Figure(0, None, why="no item that every method scored for every model")
         return tuple(Choice(method, reference, (), (), nothing) for method in aligned.values)
-    best = _best(judged)
+    if len(aligned.items) < 2:
+        nothing = Figure(0, None, why="one item cannot both choose and judge")
+        return tuple(Choice(method, reference, (), (), nothing) for method in aligned.values)
+    choosing, judging = halves(len(aligned.items))
+    best = _best(judged[choosing])
     found = []
     for method, values in aligned.values.items():
-        chosen = _best(np.asarray(values))
-        lost = judged[:, best].mean(axis=1) - judged[:, chosen].mean(axis=1)
+        chosen = _best(np.asarray(values)[choosing])
+        lost = judged[judging][:, best].mean(axis=1) - judged[judging][:, chosen].mean(axis=1)
         regret = of_mean(lost, seed=seed)
         if chosen == best:
             regret = Figure(len(lost), 0.0, why="no interval: the choice is the reference's own")
         names = [tuple(aligned.models[index] for index in indices) for indices in (chosen, best)]
-        found.append(Choice(method, reference, *names, regret))
+        found.append(Choice(method, reference, *names, regret, len(choosing)))
     return tuple(found)
 
 

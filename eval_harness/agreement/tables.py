@@ -103,7 +103,7 @@ def choice_rows(found: Iterable[Choice]) -> list[Row]:
     return [
         figure_row(
             "regret", row.regret, method=row.method, reference=row.reference, chosen=list(row.chosen),
-            best=list(row.best),
+            best=list(row.best), chosen_on=row.chosen_on,
         )
         for row in found
     ]  # fmt: skip

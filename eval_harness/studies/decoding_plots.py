@@ -69,7 +69,8 @@ def front_plot(result: Mapping[str, Any], model: str, label: str) -> Plot | None
         axes.set_title(label, loc="left", fontweight="bold")
         axes.margins(x=0.18, y=0.1)
         name = f"decoding-front-{safe(model)}"
-        caption = f"Quality against diversity, {label}; diamonds: settings that no other beats in both (means only)."
+        caption = f"Quality against diversity, {label}; diamonds: settings that no other beats in both by "
+        caption += "their means on all prompts; which of near ones has a diamond is chance."
         alt = f"Scatter plot of {quality} against distinct-2 by decoding setting; the numbers are in the table."
         return Plot(name, as_svg(figure, name, alt), caption, alt)
 

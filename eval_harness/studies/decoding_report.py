@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval_harness.agreement.selection import LEAST
 from ledpo_plugin.experiments import words
 from ledpo_plugin.experiments.blocks import Paragraph, Plots, Section, Table, Terms
 from ledpo_plugin.experiments.collected import Collected
 
 from .decoding_plots import front_plot, setting_plots
+from .decoding_tables import ALL
 from .shown import POSITION, SHARES, cell, labels_of, named, reasons, result_of, turned_words
 
 QUALITY = ("win rate", "implicit reward", "accuracy")
@@ -35,7 +37,7 @@ def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
     blocks: list[Any] = []
     for model, label in names.items():
         for metric in QUALITY:
-            row = named(result["best"], model=model, group="all prompts", metric=metric)
+            row = named(result["best"], model=model, group=ALL, metric=metric)
             if row:
                 blocks.append(Paragraph(f"{label}: {_best_words(row)}", "answer"))
     for model, groups in result["same"].items():
@@ -49,13 +51,15 @@ def _answer(result: Mapping[str, Any], names: Mapping[str, str]) -> list[Any]:
 
 
 def _best_words(row: Mapping[str, Any]) -> str:
-    text = f"by {row['metric']} ({words.count(row['n'], 'prompt')}), {row['best']} is highest "
-    text += f"({words.significant(row['value'])})"
+    if row["best"] is None:
+        return f"by {row['metric']}, no setting can be recommended: {row['reason']}."
+    text = f"by {row['metric']}, {row['best']} was highest on {words.count(row['chosen_on'], 'prompt')}, and has "
+    text += f"{words.significant(row['value'])} on the {row['n']} others"
     if not row["not_worse"]:
-        return f"{text} and better than every other setting (95 % intervals of the differences leave out 0)."
+        return f"{text}, where it is shown to be better than every other setting."
     if not row["worse"]:
-        return f"{text}, and no setting is shown to be worse: the intervals of all differences hold 0."
-    return f"{text}; shown to be worse: {', '.join(row['worse'])}. The others cannot be told from it."
+        return f"{text}, where no setting is shown to be worse."
+    return f"{text}, where {', '.join(row['worse'])} are shown to be worse. The others cannot be told from it."
 
 
 def _settings(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
@@ -112,21 +116,29 @@ def _best(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
             names[row["model"]],
             row["group"],
             row["metric"],
-            str(row["n"]),
+            f"{row['chosen_on']} / {row['n']}",
             row["best"],
             words.significant(row["value"]),
+            ", ".join(row["worse"]) or words.NONE,
             ", ".join(row["not_worse"]) or words.NONE,
         )
         for row in result["best"]
+        if row["best"] is not None
     ]
-    table = Table(
-        "Recommended settings", ("Model", "Prompts", "By", "n", "Highest", "Value", "Not shown to be worse"), rows,
-        text_columns=(1, 2, 4, 6),
-        note="The highest mean, and the settings whose paired difference to it has a 95 % interval (over prompts, not "
-        "corrected for the number of settings) that holds 0. Where nearly all settings are there, any will do as far "
-        "as these prompts can tell.",
-    )  # fmt: skip
-    return Section("decoding-best", "What to use", [table])
+    few = sum(row["best"] is None for row in result["best"])
+    blocks: list[Any] = []
+    if rows:
+        head = ("Model", "Prompts", "By", "n", "Chosen", "Value", "Shown to be worse", "Not shown to be worse")
+        note = (
+            "A random half of the prompts chooses the setting with the highest mean, the other half judges it (n: both "
+            "numbers); the value is of the half that judges. Shown to be worse: by paired t-tests on that half, 5 %, "
+            "corrected (Holm) for every test over all prompts, and once more for every test over kinds of prompts."
+        )
+        blocks.append(Table("Recommended settings", head, rows, text_columns=(1, 2, 4, 6, 7), note=note))
+    if few:
+        text = f"In {words.count(few, 'case')} (a model, a kind of prompts and a measure) nothing is recommended: "
+        blocks.append(Paragraph(f"{text}under {LEAST} prompts would judge the choice."))
+    return Section("decoding-best", "What to use", blocks)
 
 
 def _trained(result: Mapping[str, Any], names: Mapping[str, str]) -> Section | None:
@@ -142,7 +154,8 @@ def _trained(result: Mapping[str, Any], names: Mapping[str, str]) -> Section | N
     metrics = [own["name"] for own in result["trained"][0]["differences"]]
     table = Table(
         "The same decoding, trained differently", ("Models", "Setting", "Win rate", *metrics), rows, text_columns=(1,),
-        note="Differences of means over prompts [95 % bootstrap interval], win rate of the first model over the second."
+        note="Differences of means over prompts [95 % bootstrap interval, not corrected for their number], win rate of "
+        "the first model over the second."
         + reasons(shown),
     )  # fmt: skip
     return Section("decoding-trained", "Does training change which decoding to use", [table])

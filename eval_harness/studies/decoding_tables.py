@@ -11,6 +11,8 @@ from eval_harness.agreement.comparisons import gains
 from eval_harness.agreement.figures import Figure, of_mean
 from eval_harness.agreement.length_bias import length_bias
 from eval_harness.agreement.pairwise import position_bias, win_rate
+from eval_harness.agreement.selection import choose
+from eval_harness.agreement.selection import judge as judge_choices
 from eval_harness.agreement.tables import figure_row, length_rows, position_rows, win_rate_rows
 from eval_harness.agreement.verdicts import ScoreTable, Verdict
 from eval_harness.text import distinct, numeric_accuracy, repetition, self_bleu
@@ -22,6 +24,7 @@ from .judged import read_verdicts
 from .outputs import DATA, SCORES, per_token, read_outputs, read_prompts
 from .parts import known_of
 
+ALL = "all prompts"
 TERCILES = ("low", "middle", "high")
 # Metric -> what it is, and whether more of it is better (1), worse (-1) or neither (0).
 METRICS: Mapping[str, tuple[str, int]] = {
@@ -223,36 +226,26 @@ def _terciles(values: Sequence[float | None]) -> dict[str, list[int]]:
 def _best(
     job: Mapping[str, Any], values: Mapping[tuple[str, str], Mapping[str, np.ndarray]], kinds: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return, per model, group of prompts and measure of quality, the best decoding and those not shown to be worse."""
+    """Return, per model, group of prompts and measure of quality, the decoding that half of the prompts choose, and
+    which others the other half shows to be worse.
+
+    Over all prompts there is one family of tests (every model, measure and setting), over kinds of prompts another.
+    """
     found = []
-    groups = {"all prompts": None} | {f"{kind}: {group}": places for kind, own in kinds.items()
+    groups = {ALL: None} | {f"{kind}: {group}": places for kind, own in kinds.items()
                                       for group, places in own.items()}  # fmt: skip
     for model in (one["model"] for one in job["models"]):
         for group, places in groups.items():
             for metric in ("win rate", "implicit reward", "accuracy"):
                 own = {name: of[metric] if places is None else of[metric][places]
                        for (who, name), of in values.items() if who == model}  # fmt: skip
-                row = _best_of(own)
+                row = choose(own)
                 if row:
                     found.append({"model": model, "group": group, "metric": metric, **row})
+    whole = [row for row in found if row["group"] == ALL]
+    judge_choices(whole)
+    judge_choices([row for row in found if row["group"] != ALL])
     return found
-
-
-def _best_of(columns: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-    known = {name: column for name, column in columns.items() if np.isfinite(column).any()}
-    if len(known) < 2:
-        return None
-    means = {name: float(np.nanmean(column)) for name, column in known.items()}
-    best = max(means, key=means.get)
-    alike, worse = [], []
-    for name, column in known.items():
-        if name != best:
-            apart = (known[best] - column)[np.isfinite(known[best] - column)]
-            figure = of_mean(apart, resamples=2_000) if len(apart) else Figure(0, None, why="no prompt in common")
-            same = figure.value == 0 or figure.low is None or figure.low <= 0
-            (alike if same else worse).append(name)
-    n = int(np.isfinite(known[best]).sum())
-    return {"n": n, "best": best, "value": means[best], "not_worse": alike, "worse": worse}
 
 
 def _of_judge(job: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, Any]:

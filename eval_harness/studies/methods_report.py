@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval_harness.agreement.selection import LEAST
 from ledpo_plugin.experiments import words
 from ledpo_plugin.experiments.blocks import Paragraph, Plots, Section, Table, Terms
 from ledpo_plugin.experiments.collected import Collected
@@ -55,7 +56,7 @@ def _answer(result: Mapping[str, Any], names: Mapping[str, str], found: Collecte
     sure = [row for row in pairs if excludes(row, 0.0)]
     said.append(
         f"Of {words.count(len(pairs), 'pair')} of methods, the order in which they put the models correlates with an "
-        f"interval that leaves out 0 in {len(sure)}"
+        f"interval that leaves out 0 in {len(sure)} ({0.05 * len(pairs):.0f} would by chance where none correlates)"
         + (": " + "; ".join(f"{r['first']} and {r['second']} {cell(r)}" for r in sure[:6]) if sure else "")
         + ("; and more, in the table below." if len(sure) > 6 else ".")
     )
@@ -113,7 +114,8 @@ def _label_words(found: Mapping[str, Any]) -> str:
     listed = "; ".join(f"{row['first']} {cell(row)}" for row in best)
     strong = [row for row in best if row["value"] > FAIR]
     tail = "" if strong else " None of them is above 0.6, from where agreement is called substantial."
-    return f"{text}agreement beyond chance (Cohen's kappa) is shown for {listed}.{tail}"
+    said = f"{text}Cohen's kappa has an interval above 0 for {listed}; the intervals are not corrected for there being "
+    return f"{said}{words.count(len(kappas), 'method')}.{tail}"
 
 
 def _scores(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
@@ -269,11 +271,14 @@ def _choices(result: Mapping[str, Any], names: Mapping[str, str]) -> Section:
         for row in result["compared"]["choices"]
     ]
     reference = result["compared"]["reference"]
+    judged = max((row["n"] for row in result["compared"]["choices"]), default=0)
+    few = f" {words.count(judged, 'prompt')} judge, too few to recommend a method by." if judged < LEAST else ""
     table = Table(
         "Which model each method would have chosen", ("Method", "Its choice", f"Best by {reference}", "Regret"), rows,
         text_columns=(1, 2),
-        note=f"Regret: how much less the choice scores by {reference} than its best model. {reference} is taken as the "
-        "yardstick here, which does not make it right.",
+        note=f"Every method chooses on one half of the prompts. Regret: how much less its choice scores by {reference} "
+        f"than {reference}'s own, on the other half; below 0, the choice was the better one. {reference} is taken as "
+        "the yardstick here, which does not make it right." + few,
     )  # fmt: skip
     return Section("methods-choices", "What to choose by", [table])
 
