@@ -19,6 +19,7 @@ from eval_harness.judging import asking as asking_module
 from eval_harness.judging.alpaca import alpaca, official_win_rate
 from eval_harness.judging.asking import Pace, retry_after
 from eval_harness.judging.length_control import OFFICIAL, length_controlled
+from eval_harness.judging.summary import text
 from ledpo_plugin.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +143,14 @@ def test_a_planted_liking_for_length_is_exposed(tmp_path):
     (pair,) = found["pairs"]
     assert next(row for row in pair["rows"] if row["name"] == "win_rate")["value"] == 0.5
     assert pair["length_controlled"]["official"] is False
-    assert "not AlpacaEval's official one" in pair["length_controlled"]["label"]
+    assert pair["length_controlled"]["win_rate"] is None
+    effect = {row["name"]: row for row in pair["length_effect"]}
+    assert effect["longer_by"]["value"] == (10 - 4 + 10 - 12) / 2  # "good good " against "bad " and "bad bad bad "
+    where = [effect[f"win_rate_where_{name}"] for name in ("longer", "shorter")]
+    assert [(row["n"], row["value"]) for row in where] == [(6, 1), (6, 0)]
+    assert "log-odds are infinite" in effect["length_log_odds"]["reason"]
+    assert "win rate where its answer is shorter: 0.000" in text(found)
+    assert "not controlled for length" in text(found)
 
 
 def test_answers_with_any_characters_in_them(tmp_path):
@@ -440,30 +448,11 @@ def test_length_control_is_official_only_with_the_official_data(tmp_path):
     before = module.hf_hub_download
     own = length_controlled(rows[:300], calibration)
     assert not own["official"]
-    assert "there are 300 comparisons, not AlpacaEval's 805" in own["label"]
+    assert (own["win_rate"], own["standard_error"]) == (None, None)
+    assert "there are 300 comparisons, not AlpacaEval's 805" in own["reason"]
     assert module.hf_hub_download is before
-    assert official["win_rate"] != own["win_rate"]
     with pytest.raises(FileNotFoundError, match="is not there"):
         length_controlled(rows, tmp_path / "nothing.csv")
-
-
-def test_own_length_control_takes_a_taste_for_length_off():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(50, 400, size=(300, 2))
-    likes = np.where(lengths[:, 1] > lengths[:, 0], 2.0, 1.0)
-    flip = rng.random(300) < 0.15
-    rows = [
-        {"output_1": "a" * int(one), "output_2": "b" * int(two + 100), "preference": float(3 - like if f else like)}
-        for (one, two), like, f in zip(
-            lengths, np.where(lengths[:, 1] + 100 > lengths[:, 0], 2.0, 1.0), flip, strict=True
-        )
-    ]
-    raw = official_win_rate(rows)["win_rate"]
-    controlled = length_controlled(rows)
-    assert raw > 60
-    assert abs(controlled["win_rate"] - 50) < abs(raw - 50) / 2
-    assert likes.size == 300
-    assert length_controlled(rows[:5])["reason"].startswith("5 comparisons are too few")
 
 
 def test_official_win_rate_by_hand():

@@ -10,9 +10,10 @@ from scipy.special import expit, ndtri
 
 from ledpo_plugin.experiments.stats import LEVEL
 
-from .comparisons import category, of_method
+from .comparisons import category, gains, of_method
 from .correlation import correlate
-from .figures import DRAWS, Figure, Undefined, bootstrapped, of_ratio
+from .figures import DRAWS, Figure, Undefined, bootstrapped, of_mean, of_ratio
+from .pairwise import both_orders
 from .verdicts import ScoreTable, Verdict
 
 
@@ -83,6 +84,57 @@ def length_bias(
         effect,
         first,
         spread,
+    )
+
+
+@dataclass(frozen=True)
+class LengthEffect:
+    """How one model's win rate against another goes with the length of its answers; over items of different texts
+    judged in both orders."""
+
+    method: str
+    model: str
+    against: str
+    longer_by: Figure  # mean of how much longer the model's answers are, in the unit of the lengths
+    where_longer: Figure  # the model's win rate over the items on which its answer is the longer one
+    where_shorter: Figure  # the same where it is the shorter one
+
+
+def length_effect(
+    verdicts: Iterable[Verdict], method: str, model: str, against: str, lengths: ScoreTable, *, seed: int = 0
+) -> LengthEffect:
+    """Return what a reader needs beside a win rate to see what length may have to do with it.
+
+    It takes nothing off the win rate: that longer answers win more often may be the judge's taste or their worth, and
+    verdicts on two models cannot tell which.
+
+    Args:
+        verdicts: of any methods.
+        method: whose verdicts are used.
+        model, against: whose win rate it is, and its opponent.
+        lengths: item -> model -> length of the answer.
+        seed: of the bootstrap intervals over items.
+    """
+    own = [v for v in of_method(verdicts, method) if {v.model_1, v.model_2} == {model, against} and not v.same_text]
+    pairs, _ = both_orders(own)
+    found = gains([verdict for pair in pairs.values() for verdict in pair], method) if pairs else {}
+    apart, gained = [], []
+    for (item, first, _), gain in found.items():
+        of_item = lengths.scores.get(item, {})
+        if model in of_item and against in of_item:
+            apart.append(of_item[model] - of_item[against])
+            gained.append(gain if first == model else 1 - gain)
+
+    def over(values: Sequence[float], what: str) -> Figure:
+        return of_mean(values, seed=seed) if len(values) else Figure(0, None, why=f"no item on which {what}")
+
+    return LengthEffect(
+        method,
+        model,
+        against,
+        over(apart, "both orders were judged and both lengths are known"),
+        over([gain for gain, by in zip(gained, apart, strict=True) if by > 0], "its answer is the longer one"),
+        over([gain for gain, by in zip(gained, apart, strict=True) if by < 0], "its answer is the shorter one"),
     )
 
 

@@ -138,7 +138,7 @@ def debiased_win_rate(
         ValueError: the method did not compare these two models.
     """
     own = _between(verdicts, method, model, against)
-    both, _ = _orders(own)
+    both, _ = both_orders(own)
     used = [verdict for pair in both.values() for verdict in pair]
     return _rate(used, method, model, against, seed, level, parsed(own), "no item was judged in both orders")
 
@@ -156,7 +156,7 @@ def position_bias(
         ValueError: there are no such verdicts.
     """
     own = _between(verdicts, method, *models) if models else of_method(verdicts, method)
-    both, one = _orders(own)
+    both, one = both_orders(own)
     first: dict[str, list[float]] = {}  # of different texts
     steady: dict[str, list[float]] = {}  # of different texts
     shares: dict[str, dict[str, list[float]]] = {"same_text": {}, "same_verdict": {}, "turned": {}}
@@ -207,7 +207,7 @@ def _between(verdicts: Iterable[Verdict], method: str, model: str, against: str)
     return found
 
 
-def _orders(verdicts: Iterable[Verdict]) -> tuple[dict[tuple, tuple[Verdict, Verdict]], int]:
+def both_orders(verdicts: Iterable[Verdict]) -> tuple[dict[tuple, tuple[Verdict, Verdict]], int]:
     """Return (item, models, repeat) -> its verdicts in both orders, and how many have a verdict in one order only."""
     found: dict[tuple[Key, int], list[Verdict]] = {}
     for verdict in verdicts:
@@ -242,5 +242,5 @@ def _rate(
         of_mean(values, seed=seed, level=level),
         error,
         counts,
-        len({key[0] for key, pair in _orders(verdicts)[0].items() if _turned(pair)}),
+        len({key[0] for key, pair in both_orders(verdicts)[0].items() if _turned(pair)}),
     )

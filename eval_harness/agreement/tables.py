@@ -6,7 +6,7 @@ from typing import Any
 from .agreement import PairAgreement
 from .alignment import Lost
 from .figures import Figure
-from .length_bias import LengthBias
+from .length_bias import LengthBias, LengthEffect
 from .pairwise import RELIABLE, Parsed, PositionBias, WinRate
 from .ranking import Choice, Ranking
 from .stability import Stability
@@ -72,6 +72,17 @@ def length_rows(found: LengthBias) -> list[Row]:
         "length_correlation": found.correlation,
         "length_log_odds": found.effect,
         "first_log_odds": found.first,
+    }
+    return [figure_row(name, figure, **more) for name, figure in named.items()]
+
+
+def length_effect_rows(found: LengthEffect) -> list[Row]:
+    """Return what stands beside a win rate on the lengths of the answers."""
+    more = {"method": found.method, "model": found.model, "against": found.against}
+    named = {
+        "longer_by": found.longer_by,
+        "win_rate_where_longer": found.where_longer,
+        "win_rate_where_shorter": found.where_shorter,
     }
     return [figure_row(name, figure, **more) for name, figure in named.items()]
 

@@ -1,20 +1,17 @@
-"""Length-controlled win rates by alpaca_eval's regression: the official one, or one that says that it is not."""
+"""AlpacaEval's length-controlled win rate where its own data are there; otherwise none, with the reason."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .alpaca import _quiet, alpaca
 
 CALIBRATION = "df_gamed.csv"
 OFFICIAL_PROMPTS = 805
 OFFICIAL = "AlpacaEval 2 (length_controlled_v1, official calibration)"
-OWN = "not AlpacaEval's official one: its regression without difficulties and calibration (length_controlled_minimal)"
-LEAST = 10  # comparisons: the regression is fitted with five-fold cross-validation
+# Its regression was once fitted to the judged comparisons alone. That is withdrawn: docs/evaluation.md, Length.
+NONE = "the win rate is given as it is, and how it goes with length beside it"
 
 
 def find_calibration(given: str | Path | None = None) -> Path | None:
@@ -42,16 +39,16 @@ def length_controlled(
 ) -> dict[str, Any]:
     """Return the length-controlled win rate of generator_2 in percent, with what it is called.
 
-    The official one (Dubois et al. 2024, arXiv:2404.04475) needs AlpacaEval's calibration data and its 805 prompts, in
-    their order: difficulties are looked up by place. Otherwise the same regression is fitted to these comparisons
-    alone, P(win) = logistic(a + b tanh(length difference / its deviation)), at equal lengths; the label says so.
+    It (Dubois et al. 2024, arXiv:2404.04475) needs AlpacaEval's calibration data and its 805 prompts, in their order:
+    difficulties are looked up by place. Otherwise there is none: comparisons with one baseline cannot tell a judge's
+    taste for length from the worth of longer answers (see `length_bias.length_effect` for what is reported instead).
 
     Args:
         annotations: with output_1, output_2 and preference, one a prompt.
         calibration: AlpacaEval's df_gamed.csv; left out: the one in the hub's cache, if it is there.
 
     Returns:
-        `win_rate`, `standard_error` (None with a `reason` where there is none), `label`, `official`.
+        `win_rate`, `standard_error` (both None with a `reason` where there is none), `label`, `official`.
     """
     path = find_calibration(calibration)
     if path is not None and len(annotations) == OFFICIAL_PROMPTS:
@@ -64,39 +61,14 @@ def length_controlled(
         why = f"{CALIBRATION} is not here"
     else:
         why = f"there are {len(annotations)} comparisons, not AlpacaEval's {OFFICIAL_PROMPTS}"
-    label = f"{OWN}; {why}"
-    lengths = np.asarray([len(row["output_1"]) - len(row["output_2"]) for row in annotations], dtype=float)
-    if len(annotations) < LEAST:
-        return _result(None, None, label, False, f"{len(annotations)} comparisons are too few (at least {LEAST})")
-    if lengths.std(ddof=1) == 0:
-        return _result(None, None, label, False, "all comparisons have the same difference in length")
-    won = np.asarray([float(row["preference"]) for row in annotations])
-    won = np.where(won == 0, 1.5, won) - 1
-    predicted = _fitted(lengths / lengths.std(ddof=1), won)
-    error = float(np.std(predicted, ddof=1) / math.sqrt(len(predicted)))
-    return _result(float(predicted.mean()) * 100, error * 100, label, False)
-
-
-def _fitted(apart: np.ndarray, won: np.ndarray) -> np.ndarray:
-    """Return the predicted preferences at equal lengths, by alpaca_eval's own fit."""
-    import pandas as pd
-
-    glm = alpaca("alpaca_eval.metrics.glm_winrate")
-    formula = glm.GLM_INFO["length_controlled_minimal"]["formula"]
-    table = pd.DataFrame({"std_delta_len": apart, "not_gamed_baseline": True, "preference": won})
-    with _quiet():
-        train, test = glm.make_dmatrix_for_model(table, table.assign(std_delta_len=0.0), formula=formula)
-        model = glm.fit_LogisticRegressionCV(
-            train, "preference", is_ytrue_proba=True, **glm.GLM_INFO["length_controlled_minimal"]["kwargs"]
-        )
-        return model.predict_proba(test)[:, 1]
+    return _result(None, None, "not controlled for length", False, f"{why}; {NONE}")
 
 
 def _result(
     rate: float | None, error: float | None, label: str, official: bool, reason: str | None = None
 ) -> dict[str, Any]:
     found = {"win_rate": rate, "standard_error": error, "label": label, "official": official, "reason": reason}
-    return {key: float(value) if isinstance(value, np.floating) else value for key, value in found.items()}
+    return {key: value if isinstance(value, bool | str | None) else float(value) for key, value in found.items()}
 
 
 @contextmanager

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from eval_harness.agreement.agreement import repeat_consistency
-from eval_harness.agreement.length_bias import length_bias
+from eval_harness.agreement.length_bias import length_bias, length_effect
 from eval_harness.agreement.pairwise import TURNED, debiased_win_rate, position_bias
 from eval_harness.agreement.reading import ALPACA_EVAL, read_verdicts
-from eval_harness.agreement.tables import figure_row, length_rows, parsed_row, position_rows, win_rate_rows
+from eval_harness.agreement.tables import (
+    figure_row,
+    length_effect_rows,
+    length_rows,
+    parsed_row,
+    position_rows,
+    win_rate_rows,
+)
 from eval_harness.agreement.verdicts import ScoreTable, Verdict
 from eval_harness.annotation.items import Item
 from ledpo_plugin.run_record import package_versions
@@ -45,6 +52,14 @@ def summarise(
                 "parsed": parsed_row(name, rate.parsed),
                 "alpaca_eval": _official(done.annotations, model, against),
                 "length_controlled": _length_controlled(done.annotations, model, against, calibration),
+                "length_effect": [
+                    *length_effect_rows(length_effect(own, name, model, against, lengths, seed=seed)),
+                    *(
+                        row
+                        for row in length_rows(length_bias(own, name, lengths, seed=seed))
+                        if row["name"] == "length_log_odds"
+                    ),
+                ],
             }
         )
     texts = [[item.prompt, item.outputs, item.generators] for item in items]
@@ -146,9 +161,15 @@ def text(summary: Mapping[str, Any]) -> str:
         lines.append(f"  win rate {_shown(row)}, standard error {_number(error['value'])}, n = {row['n']}")
         counts = f"wins {row['wins']}, ties {row['ties']}, losses {row['losses']}, {row['turned']} of them turned"
         lines.append(f"  {counts} (both orders of every pair)")
-        rate = "none" if controlled["win_rate"] is None else f"{controlled['win_rate'] / 100:.3f}"
-        why = f": {controlled['reason']}" if controlled["reason"] else ""
-        lines.append(f"  length-controlled {rate}{why} ({controlled['label']})")
+        if controlled["win_rate"] is None:
+            lines.append(f"  not controlled for length: {controlled['reason']}")
+        else:
+            lines.append(f"  length-controlled {controlled['win_rate'] / 100:.3f} ({controlled['label']})")
+        effect = {row["name"]: row for row in pair["length_effect"]}
+        lines.append(f"  longer than the other's by {_shown(effect['longer_by'])} characters on average")
+        for name, where in (("win_rate_where_longer", "longer"), ("win_rate_where_shorter", "shorter")):
+            lines.append(f"  win rate where its answer is {where}: {_shown(effect[name])}, n = {effect[name]['n']}")
+        lines.append(f"  log-odds for a standard deviation of length: {_shown(effect['length_log_odds'])}")
         if not pair["parsed"]["reliable"]:
             lines.append(f"  UNRELIABLE: {pair['parsed']['reason']}")
         if pair["parsed"]["missing"]:
