@@ -34,7 +34,7 @@ def test_length_effect_by_hand():
 
 
 def test_the_planted_effect_of_length_is_reported():
-    """Log-odds of 0.8 a standard deviation: the reported effect covers it, and win rates differ by where."""
+    """Log-odds of 0.8 a unit of length: the reported effect is within three standard errors, and far from none."""
     rng = np.random.default_rng(0)
     given, scores = [], {}
     for i in range(600):
@@ -45,7 +45,9 @@ def test_the_planted_effect_of_length_is_reported():
             given.append(Verdict(f"q{i}", "judge", one, two, 2 if second else 1, same_text=False))
     table = ScoreTable("length", scores)
     bias = length_bias(given, "judge", table, draws=20)
-    assert bias.effect.low < 0.8 * bias.spread < bias.effect.high
+    error = (bias.effect.high - bias.effect.low) / (2 * 1.96)
+    assert abs(bias.effect.value - 0.8 * bias.spread) < 3 * error
+    assert bias.effect.low > 0
     found = length_effect(given, "judge", "ours", "base", table)
     assert found.where_longer.low > found.where_shorter.high
     assert found.longer_by.value == pytest.approx(0.5, abs=0.15)
