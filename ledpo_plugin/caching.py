@@ -17,6 +17,15 @@ from .token_rows import has_media, is_streamed
 ROW, SET = "ledpo_row", "ledpo_set"  # columns: which row of which cached data set
 CACHED = "ledpo_cached_"
 
+# What of the host's model arguments changes what a model says of a text, beside those that the key names on its own.
+MODEL_SETTINGS = (
+    *("adapter_folder", "quantization_method", "quantization_type", "double_quantization"),
+    *("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config", "init_special_tokens"),
+    *("mixture_of_depths", "train_from_scratch", "upcast_layernorm", "upcast_lmhead_output"),
+    *("enable_liger_kernel", "use_unsloth", "use_kt"),
+)
+RANDOM_WEIGHTS = ("resize_vocab", "mixture_of_depths", "train_from_scratch")  # drawn while loading, by the seed
+
 
 def why_not(args: Any, loss: Any, strategy: BetaStrategy, datasets: Mapping[str, Any]) -> str | None:
     """Return why the reference cannot be cached, "" if there is none to cache, or None if it can."""
@@ -36,21 +45,35 @@ def why_not(args: Any, loss: Any, strategy: BetaStrategy, datasets: Mapping[str,
     return None
 
 
+def reference_adapters(model_args: Any, training_args: Any, finetuning_args: Any) -> list[str]:
+    """Return the adapters that are part of the reference where it is no model of its own, in their order.
+
+    In training with LoRA the host merges all adapters but the one it goes on training, of which the reference may have
+    a frozen copy. Other kinds of tuning are compared with a second copy of the model that training starts from. In
+    evaluation the last adapter is what was trained, and the reference is what it was trained against.
+    """
+    adapters = list(model_args.adapter_name_or_path or [])
+    if not training_args.do_train:
+        return adapters[:-1]
+    whole = finetuning_args.create_new_adapter or finetuning_args.finetuning_type != "lora"
+    return adapters if whole or finetuning_args.reference_adapter == FROZEN else adapters[:-1]
+
+
 def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, data: Any) -> dict[str, Any]:
     """Return everything that the reference's values of a data set depend on."""
     memory = default_folder()
-    adapters = list(model_args.adapter_name_or_path or [])
-    # The host merges all adapters but the one it goes on training; what is merged is part of the reference.
     frozen = finetuning_args.reference_adapter == FROZEN
-    merged = adapters if finetuning_args.create_new_adapter or frozen else adapters[:-1]
     own = finetuning_args.ref_model is not None
+    settings = {name: getattr(model_args, name, None) for name in MODEL_SETTINGS}
+    if any(settings[name] for name in RANDOM_WEIGHTS):
+        settings["seed"] = training_args.seed
     key = {
         "reference": "ref_model" if own else "frozen adapter" if frozen else "without the trained adapter",
         "model": files_hash(finetuning_args.ref_model if own else model_args.model_name_or_path, memory),
         "revision": model_args.model_revision,
         "adapters": files_hash(finetuning_args.ref_model_adapters, memory)
         if own
-        else [files_hash(adapter, memory) for adapter in merged],
+        else [files_hash(one, memory) for one in reference_adapters(model_args, training_args, finetuning_args)],
         "quantization": finetuning_args.ref_model_quantization_bit if own else model_args.quantization_bit,
         "rope_scaling": str(model_args.rope_scaling),
         "attention": str(model_args.flash_attn),
@@ -58,6 +81,8 @@ def cache_key(model_args: Any, data_args: Any, training_args: Any, finetuning_ar
         "tokenizer": files_hash(model_args.model_name_or_path, memory),
         "template": [data_args.template, data_args.default_system, data_args.tool_format, data_args.enable_thinking],
         "cutoff_len": data_args.cutoff_len,
+        "settings": {name: value for name, value in settings.items() if value},
+        "mode": "evaluation",  # nothing random acts in a pass of the reference
         "data": fingerprint(data),
     }
     if finetuning_args.fill_reference_cache:

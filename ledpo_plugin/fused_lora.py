@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from .evaluation_mode import in_evaluation_mode
 from .usage import OF_REFERENCE
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor, float]  # W [o, i], bias [o], A [r, i], B [o, r], scaling
@@ -201,10 +202,8 @@ def fuse_if_same(model: nn.Module) -> str | None:
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     exact = exact and not torch.is_autocast_enabled(device.type)
     ids = torch.arange(32, device=device).view(2, 16) + 1
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation_mode(model):
             plain = model(input_ids=ids).logits
             if not fuse(model):
                 return None
@@ -216,8 +215,6 @@ def fuse_if_same(model: nn.Module) -> str | None:
         reason = f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     else:
         reason = "the model gives other logits then"
-    finally:
-        model.train(was_training)
     if same:
         return None
     unfuse(model)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .caching import CACHED, ROW, SET
+from .evaluation_mode import in_evaluation_mode
 from .forward import forward_rows
 from .logps import IGNORE
 from .mixture import SFT, separate
@@ -127,19 +128,15 @@ def decide(
         shared: whether shared rows are wanted; they need planned positions.
     """
     sample = [_short(feature) for feature in list(features)[:CHECK_PAIRS]]
-    was_training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    trial = _Trial(models, batches, sample)
-    notes = []
-    if planned:
-        reason = trial.of("planned")
-        notes += [_note("Logits at response positions only", reason)] if reason else []
-    if batches.planned and shared:
-        reason = next((why for model in models if (why := unsuitable(model))), None) or _try_shared(trial)
-        notes += [_note("Shared prompts", reason)] if reason else []
-    for model, training in zip(models, was_training, strict=True):
-        model.train(training)
+    with in_evaluation_mode(*models):
+        trial = _Trial(models, batches, sample)
+        notes = []
+        if planned:
+            reason = trial.of("planned")
+            notes += [_note("Logits at response positions only", reason)] if reason else []
+        if batches.planned and shared:
+            reason = next((why for model in models if (why := unsuitable(model))), None) or _try_shared(trial)
+            notes += [_note("Shared prompts", reason)] if reason else []
     return notes
 
 

@@ -17,6 +17,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 from .beta_training import BetaTraining
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
+from .evaluation_mode import in_evaluation_mode
 from .forward import Mixture, RowOutput, forward_rows, kinds_of_tokens, predictions
 from .fused_lora import fuse_if_same
 from .head_file import load_head, save_head
@@ -201,6 +202,7 @@ class PreferenceTrainer(Trainer):
         """Return what the reference says: from the cache, or by a pass that is then put into it.
 
         The reference is a model of its own, or the policy with its adapter switched off or its frozen copy at work.
+        What it says depends on the cache's key alone, so nothing random acts in it, whatever acts in the policy.
         `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory.
         """
         cached = to_output(batch)
@@ -217,13 +219,16 @@ class PreferenceTrainer(Trainer):
 
     @contextmanager
     def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Give the reference, in evaluation mode; afterwards the policy is as it was."""
         if self.ref_model is not None:
-            yield self.ref_model
+            with in_evaluation_mode(self.ref_model):
+                yield self.ref_model
             return
         inner = self.accelerator.unwrap_model(model)
         # DDP's forward waits for all ranks, and not all need a pass where a cache is partly filled.
         through = inner if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        with reference_at_work(inner, self.finetuning_args.reference_adapter):
+        at_work = reference_at_work(inner, self.finetuning_args.reference_adapter)
+        with at_work, in_evaluation_mode(through):
             yield through
 
     def _wants(self, source: str) -> frozenset[str]:
@@ -279,8 +284,6 @@ class PreferenceTrainer(Trainer):
         return [rows for rows in batches if not bool(cache.filled[rows.start : rows.stop].all())]
 
     def _fill(self, cache: ReferenceCache, data: Any, batches: list[range]) -> None:
-        was_training = self.model.training
-        self.model.eval()
         title = f"reference of {cache.rows} pairs"
         quiet = not batches or not self.is_world_process_zero()
         for number, rows in enumerate(tqdm(batches, desc=title, unit="batch", disable=quiet)):
@@ -291,7 +294,6 @@ class PreferenceTrainer(Trainer):
             if number % 100 == 99:
                 cache.save()
         cache.save()
-        self.model.train(was_training)
 
     # ---- loss
 

@@ -4,7 +4,7 @@ import copy
 import importlib
 from typing import Any
 
-from .caching import cache_key, describe, open_caches, why_not
+from .caching import cache_key, describe, open_caches, reference_adapters, why_not
 from .data_checks import drop_unusable
 from .head_file import build_strategy, head_config, load_head
 from .host import TUNER, pieces
@@ -119,8 +119,9 @@ def _reference(model: Any, model_args, training_args, finetuning_args, needed: b
             "do_train: false without ref_model or adapter_name_or_path: the model would be compared with itself and "
             "every margin would be 0. Set ref_model to the model that training started from."
         )
-    # For evaluation the host merges the adapter, so that it cannot be switched off: the base is loaded anew.
-    base_args = host.ModelArguments.copyfrom(model_args, adapter_name_or_path=None)
+    # For evaluation the host merges the adapter, so that it cannot be switched off: the start is loaded anew.
+    merged = ",".join(reference_adapters(model_args, training_args, finetuning_args)) or None
+    base_args = host.ModelArguments.copyfrom(model_args, adapter_name_or_path=merged)
     tokenizer = host.load_tokenizer(base_args)["tokenizer"]
     return host.load_model(tokenizer, base_args, host.FinetuningArguments(), is_trainable=False)
 

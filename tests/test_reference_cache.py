@@ -1,5 +1,6 @@
 """The reference cache: the same numbers as without it, found again only under the same key, safe on disk."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from conftest import series, train
 from safetensors.torch import load_file, save_file
 
 from ledpo_plugin import caching
+from ledpo_plugin.host import pieces
 from ledpo_plugin.reference_cache import KEY, VALUES, CacheError, ReferenceCache, files_hash, fingerprint, key_hash
 from ledpo_plugin.workflow import fill_caches
 
@@ -153,6 +155,7 @@ def _arguments() -> dict[str, SimpleNamespace]:
             model_revision="main",
             adapter_name_or_path=["a", "b"],
             quantization_bit=None,
+            **dict.fromkeys(caching.MODEL_SETTINGS),
             rope_scaling=None,
             compute_dtype="float32",
             flash_attn="auto",
@@ -160,13 +163,14 @@ def _arguments() -> dict[str, SimpleNamespace]:
         "data_args": SimpleNamespace(
             template="chatml", default_system=None, tool_format=None, enable_thinking=True, cutoff_len=128
         ),
-        "training_args": SimpleNamespace(fp16=False, bf16=False, per_device_eval_batch_size=8),
+        "training_args": SimpleNamespace(do_train=True, fp16=False, bf16=False, per_device_eval_batch_size=8, seed=1),
         "finetuning_args": SimpleNamespace(
             ref_model=None,
             ref_model_adapters=None,
             ref_model_quantization_bit=None,
             create_new_adapter=False,
             reference_adapter=None,
+            finetuning_type="lora",
             fill_reference_cache=False,
             disable_shared_prompt=False,
             disable_response_logits=False,
@@ -202,6 +206,8 @@ ROW = {
         ("finetuning_args", "ref_model", "hub/reference"),
         ("finetuning_args", "create_new_adapter", True),
         ("finetuning_args", "reference_adapter", "frozen"),
+        ("finetuning_args", "finetuning_type", "oft"),
+        *(("model_args", name, "other") for name in caching.MODEL_SETTINGS),
         ("finetuning_args", "fill_reference_cache", True),
     ],
 )
@@ -210,6 +216,22 @@ def test_everything_the_values_depend_on_changes_the_key(group, name, value):
     changed = _arguments()
     setattr(changed[group], name, value)
     assert key_hash(caching.cache_key(**changed, data=[ROW])) != key_hash(before)
+
+
+@pytest.mark.parametrize("name", caching.RANDOM_WEIGHTS)
+def test_weights_that_are_drawn_while_loading_are_those_of_a_seed(name):
+    keys = []
+    for seed in (1, 2):
+        arguments = _arguments()
+        setattr(arguments["model_args"], name, True)
+        arguments["training_args"].seed = seed
+        keys.append(key_hash(caching.cache_key(**arguments, data=[ROW])))
+    assert keys[0] != keys[1]
+
+
+def test_the_settings_in_the_key_are_keys_of_the_host():
+    known = {item.name for item in dataclasses.fields(pieces().ModelArguments)}
+    assert set(caching.RANDOM_WEIGHTS) <= set(caching.MODEL_SETTINGS) <= known
 
 
 @pytest.mark.parametrize("name,value", [("ref_model_adapters", "c"), ("ref_model_quantization_bit", 8)])

@@ -25,6 +25,7 @@ from ledpo_plugin.beta_cli import pad_prompts
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.caching import cache_key, open_caches
 from ledpo_plugin.data_checks import drop_unusable
+from ledpo_plugin.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.forward import RowOutput, forward_rows, output_layer
 from ledpo_plugin.head_file import build_strategy, head_config, load_config, load_head
 from ledpo_plugin.host import TUNER, pieces
@@ -113,7 +114,7 @@ class _Trainer(PairTrainer):
     @contextmanager
     def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
         inner = self.accelerator.unwrap_model(model)
-        with inner.disable_adapter() if self.adapter_is_new else nullcontext():
+        with inner.disable_adapter() if self.adapter_is_new else nullcontext(), in_evaluation_mode(model):
             yield model
 
     @contextmanager
@@ -253,10 +254,11 @@ class Subject:
 
     def _key(self, data: Any) -> dict[str, Any]:
         """Return the key of what the start says: all adapters of the recipe are part of it."""
-        tuning = copy.copy(self.finetuning_args)
+        tuning, training = copy.copy(self.finetuning_args), copy.copy(self.training_args)
         tuning.ref_model, tuning.create_new_adapter, tuning.fill_reference_cache = None, True, True
         tuning.reference_adapter = None
-        key = cache_key(self.model_args, self.data_args, self.training_args, tuning, data)
+        training.do_train = True  # it is built as for training
+        key = cache_key(self.model_args, self.data_args, training, tuning, data)
         return key | {"measured": self.finetuning_args.finetuning_type}
 
     # ---- the start

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ledpo_plugin.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.metrics import beta_metrics
 from ledpo_plugin.rewards import RewardError
 from ledpo_plugin.trainer import PairTrainer, PreferenceTrainer
@@ -73,12 +74,8 @@ class RolloutTrainer(PreferenceTrainer):
     @contextmanager
     def in_evaluation(self) -> Iterator[None]:
         """Have the policy in evaluation mode for a while."""
-        was_training = self.model_wrapped.training
-        self.model_wrapped.eval()
-        try:
+        with in_evaluation_mode(self.model_wrapped):
             yield
-        finally:
-            self.model_wrapped.train(was_training)
 
     # ---- data
 
