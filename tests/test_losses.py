@@ -282,7 +282,7 @@ def np_sigmoid_norm(x, beta):
 
 
 def np_r_dpo(x, beta, alpha):
-    return -np_logsigmoid(beta * (x.pc - x.pr - x.rc + x.rr) - alpha * (x.w - x.l))
+    return -np_logsigmoid(beta * (x.pc - x.pr - x.rc + x.rr) + alpha * (x.w - x.l))
 
 
 def np_dpop(x, beta, penalty):
@@ -368,8 +368,8 @@ def two_pairs():
         ("kto_pair", {}, [0.3775407, 0.6224593]),
         # beta (D_avg) = +-0.375: ln(1 + e^-0.375) = 0.5231233, ln(1 + e^0.375).
         ("sigmoid_norm", {}, [0.5231233, 0.8981233]),
-        # |w| - |l| = -2, 2: z = 1 + 0.2, -1 - 0.2.
-        ("r_dpo", {"alpha": 0.1}, [0.2632824, 1.4632825]),
+        # |w| - |l| = -2, 2: z = 1 - 0.2, -1 + 0.2.
+        ("r_dpo", {"alpha": 0.1}, [0.3711007, 1.1711007]),
         # the second pair's chosen answer lost 1 nat: z = 1; (-2 - 3) / 2 = -2.5.
         ("dpop", {"penalty": 3.0}, [0.3132617, 2.5788897]),
         # pw = -2, -1.5; pl = -2.25, -1: z = (0.25 - 0.5)/2 = -0.125, (-0.5 - 0.5)/2 = -0.5.

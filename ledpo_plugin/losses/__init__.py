@@ -246,7 +246,7 @@ LOSSES: Mapping[str, Loss] = _rows(
     Loss(
         name="r_dpo",
         function=r_dpo,
-        formula="-LS(beta D - alpha (|w| - |l|))",
+        formula="-LS(beta D + alpha (|w| - |l|))",
         source="R-DPO, arXiv:2403.19159",
         data="pairs",
         needs_reference=True,

@@ -187,12 +187,14 @@ def sigmoid_norm(logps: PairLogps, beta: Tensor) -> LossOutput:
 def r_dpo(logps: PairLogps, beta: Tensor, *, alpha: float = 0.05) -> LossOutput:
     """R-DPO: DPO with a penalty of alpha per token by which the chosen answer is longer.
 
-    -LS(beta D - alpha (|w| - |l|)): arXiv:2403.19159. The penalty is outside beta, so alpha keeps its meaning
-    when beta is learned; it carries no gradient.
+    -LS(beta D + alpha (|w| - |l|)): arXiv:2403.19159. The best policy for the reward r - alpha |y| under a KL to the
+    reference has r = beta log(pi/pi_ref) + alpha |y| + const, which is what the preferences are explained by: length
+    already explains a part of them, and the policy learns the rest. (Some ports have a minus, which rewards length.)
+    The penalty is outside beta, so alpha keeps its meaning when beta is learned; it carries no gradient.
     """
     a, b = log_ratios("r_dpo", logps, beta)
     penalty = alpha * (logps.chosen_length - logps.rejected_length)
-    return with_rewards(-F.logsigmoid(beta * (a - b) - penalty), beta, a, b)
+    return with_rewards(-F.logsigmoid(beta * (a - b) + penalty), beta, a, b)
 
 
 def dpop(logps: PairLogps, beta: Tensor, *, penalty: float = 50.0) -> LossOutput:
