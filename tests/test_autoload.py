@@ -21,17 +21,19 @@ def _python(code: str, executable: str = sys.executable, **env: str) -> str:
     return done.stdout.strip()
 
 
-def test_start_up_costs_under_a_millisecond_and_imports_nothing_heavy():
+def test_start_up_costs_a_fraction_of_the_interpreters_own_and_imports_nothing_heavy():
+    # The yardstick is the interpreter itself, in CPU time: a busy or slow machine slows both alike. Half a
+    # millisecond on a quiet one, where an interpreter takes twenty.
     code = (
         "import sys, time\n"
         "for name in [n for n in sys.modules if n.startswith('ledpo_plugin')]: del sys.modules[name]\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Watcher']\n"
-        "t = time.perf_counter()\n"
+        "interpreter = time.process_time()\n"
         "import ledpo_plugin.autoload; ledpo_plugin.autoload.arm()\n"
-        "print((time.perf_counter() - t) * 1e3)"
+        "print(time.process_time() / interpreter - 1)"
     )
-    costs = [float(_python(code)) for _ in range(9)]
-    assert statistics.median(costs) < 1.0, costs
+    shares = [float(_python(code)) for _ in range(9)]
+    assert statistics.median(shares) < 0.1, shares
     loaded = json.loads(_python("import json, sys; print(json.dumps(sorted(sys.modules)))"))
     ours = {name for name in loaded if name.startswith(("ledpo", "torch", "llamafactory", "yaml", "packaging"))}
     assert ours == {"ledpo_plugin", "ledpo_plugin.autoload"}
