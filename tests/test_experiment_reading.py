@@ -174,6 +174,7 @@ CASES = {
     "unknown variant of the profile": ({"variants_": ["dpo", "kto"]}, "profiles.cpu.variants", "Unknown variant", ""),
     "baseline left out": ({"variants_": ["ledpo"]}, "profiles.cpu.variants", "baseline is not among", "add dpo"),
     "resources": ({"resources": {"cpus": 0}}, "profiles.cpu.resources.cpus", "whole number", "set"),
+    "one and a half GPUs": ({"resources": {"gpus": 1.5}}, "profiles.cpu.resources.gpus", "a share", "write 2, or"),
 }
 
 

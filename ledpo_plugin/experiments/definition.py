@@ -1,5 +1,6 @@
 """An experiment as its folder defines it: `experiment.yaml` and one flat recipe per variant."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +60,23 @@ class Resources:
 
     cpus: int = 1
     memory_gb: float = 4
-    gpus: int = 0
+    gpus: float = 0  # a whole number, or a share of one: with 0.125, eight runs are side by side on each
     disk_gb: float = 1
 
     @property
     def processes(self) -> int:
         """How many processes train together: one per accelerator."""
-        return max(1, self.gpus)
+        return max(1, int(self.gpus))
+
+    @property
+    def devices(self) -> int:
+        """How many accelerators a run sees, be it as one of several."""
+        return math.ceil(self.gpus)
+
+    @property
+    def sharing(self) -> int:
+        """How many runs are on an accelerator at once."""
+        return int(1 / self.gpus + 1e-9) if 0 < self.gpus < 1 else 1
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class RayLauncher:
             for node in nodes
         )
         raise NotEnough(
-            f"A run needs {resources.cpus} CPU(s), {resources.gpus} GPU(s) and {resources.memory_gb:g} GB on one node, "
-            f"and no node of the cluster has that (nodes: {rooms or 'none'}). Add a node, or lower resources in "
+            f"A run needs {resources.cpus} CPU(s), {resources.gpus:g} GPU(s) and {resources.memory_gb:g} GB on one "
+            f"node, and no node of the cluster has that (nodes: {rooms or 'none'}). Add a node, or lower resources in "
             f"experiment.yaml."
         )
 

@@ -72,17 +72,17 @@ class LocalLauncher:
         """
         if jobs is not None and jobs < 1:
             raise ValueError(f"--jobs {jobs}: at least one run must be at work. Set it to 1 or more, or leave it out.")
-        self.devices = _devices() if resources.gpus else []
-        room = _room(resources, self.devices)
+        # A device stands there once for every run that may be on it; the first runs are on different ones.
+        self.free = _devices() * resources.sharing if resources.gpus else []
+        room = _room(resources, self.free)
         self.slots = min(room) if jobs is None else jobs
         self.running: dict[str, tuple[subprocess.Popen, Task, list[str]]] = {}
-        self.free = list(self.devices)
-        if resources.gpus and len(self.devices) < resources.gpus * self.slots:
-            self.slots = len(self.devices) // resources.gpus
+        if resources.gpus:
+            self.slots = min(self.slots, len(self.free) // resources.devices)
 
     def start(self, task: Task) -> None:
         """Start a worker in a process group of its own; it dies with this process."""
-        taken = [self.free.pop(0) for _ in range(task.resources.gpus)]
+        taken = [self.free.pop(0) for _ in range(task.resources.devices)]
         environ = os.environ | worker_environ(task.resources)
         if taken:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
@@ -131,8 +131,12 @@ def _devices() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _room(resources: Resources, devices: list[str]) -> list[int]:
+def _room(resources: Resources, seats: list[str]) -> list[int]:
     """Return how many runs there is room for, by cores, memory and accelerators.
+
+    Args:
+        resources: what one run needs.
+        seats: the accelerators, each as often as runs may be on it.
 
     Raises:
         NotEnough: one of them has room for none.
@@ -149,10 +153,10 @@ def _room(resources: Resources, devices: list[str]) -> list[int]:
             f"resources.memory_gb in experiment.yaml if a run needs less."
         )
     if resources.gpus:
-        room.append(len(devices) // resources.gpus)
+        room.append(len(seats) // resources.devices)
         if room[-1] < 1:
             raise NotEnough(
-                f"A run needs {resources.gpus} GPU(s) and there are {len(devices)} here. Use --profile cpu, or "
+                f"A run needs {resources.gpus:g} GPU(s) and there are {len(set(seats))} here. Use --profile cpu, or "
                 f"--launcher ray with a cluster that has them."
             )
     return room

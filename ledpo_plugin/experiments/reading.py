@@ -1,5 +1,6 @@
 """From an experiment's folder to an `Experiment`; everything that is wrong with it is said at once, before it runs."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -235,10 +236,14 @@ def _checkpoints(
 def _resources(value: Any, key: str, found: Found) -> Resources:
     given = found.mapping(value or {}, key, [item.name for item in fields(Resources)])
     good: dict[str, Any] = {}
-    for name, low, kind in (("cpus", 1, int), ("gpus", 0, int), ("memory_gb", 0, float), ("disk_gb", 0, float)):
+    for name, low, kind in (("cpus", 1, int), ("gpus", 0, float), ("memory_gb", 0, float), ("disk_gb", 0, float)):
         if name in given:
             number = found.number(given[name], f"{key}.{name}", kind, low)
             good |= {} if number is None else {name: number}
+    gpus = good.get("gpus", 0)
+    if gpus > 1 and gpus != int(gpus):
+        why = "a run takes whole GPUs, or a share of a single one"
+        found.say(f"{key}.gpus", gpus, why, f"write {math.ceil(gpus)}, or a share such as 0.5 (two runs on one GPU)")
     return Resources(**good)
 
 
