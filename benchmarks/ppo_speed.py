@@ -12,6 +12,7 @@ state of the machine. Writes docs/ppo_performance.md and docs/ppo_performance.js
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -151,8 +152,8 @@ def gate(steps: int, libraries: float):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step % steps:
                 return
-            seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
-            say("step", seconds=seconds, cpu=cpu, memory=memory("VmHWM"))
+            seconds, cpu = now() - self.start, time.process_time() - self.cpu
+            say("step", seconds=seconds, cpu=cpu, memory=memory("VmHWM"), device_memory=device_memory())
             ctypes.CDLL(None).malloc_trim(0)
             self._wait()
 
@@ -162,9 +163,39 @@ def gate(steps: int, libraries: float):
         def _wait(self):
             if not sys.stdin.readline():
                 os._exit(0)
-            self.start, self.cpu = time.perf_counter(), time.process_time()
+            self.start, self.cpu = now(), time.process_time()
 
     return Gate()
+
+
+def now() -> float:
+    """Return the time, in seconds, once the device has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def device_memory() -> float | None:
+    """Return the peak of memory on the device, in GB; None where there is none."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1024**3 if torch.cuda.is_available() else None
+
+
+def time_calls(owner: object, name: str) -> None:
+    """Have every call of a function report its seconds as an event `generation`."""
+    stock = getattr(owner, name)
+
+    @functools.wraps(stock)
+    def timed(*args, **kwargs):
+        begin = now()
+        found = stock(*args, **kwargs)
+        say("generation", seconds=now() - begin)
+        return found
+
+    setattr(owner, name, timed)
 
 
 def be_contender(name: str, folder: Path, iterations: int) -> None:
@@ -180,6 +211,9 @@ def be_ledpo(folder: Path, iterations: int) -> None:
     """Run stage ledpo_ppo through LLaMA-Factory's own entry."""
     from llamafactory.train.tuner import run_exp
 
+    from ledpo_plugin.rl import build
+
+    time_calls(build, "generate")
     gc.collect()
     run_exp(ppo_recipe(folder, iterations), callbacks=[gate(STEPS, memory("VmRSS"))])
 
@@ -259,6 +293,7 @@ def be_trl(folder: Path, iterations: int, train_trunk: bool) -> None:
         return found
 
     trl.trainer.ppo_trainer.truncate_response = cut_and_counted
+    time_calls(trl.trainer.ppo_trainer, "batch_generation")
     trainer.train()
 
 
@@ -315,6 +350,8 @@ def measured(one: Contender) -> dict:
         "label": one.label,
         "seconds": one.seconds,
         "cpu": [step["cpu"] for step in one.steps],
+        "generation": [said["seconds"] for said in one.heard("generation")],
+        "device_memory": one.steps[-1]["device_memory"],
         "length": f"{statistics.fmean(lengths):.1f}" if lengths else "not logged",  # mean tokens of an answer
         "trained": one.ready["trained"],
         "libraries": one.ready["libraries"],
@@ -404,6 +441,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="contenders to run; no report then")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--json", type=Path, help="write the figures there, and no report")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
@@ -433,13 +471,16 @@ def main() -> None:
         "iterations": args.iterations,
         "load": load,
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "matmul": matmul_rate(),
         "contenders": [measured(one) for one in running],
         "versions": ", ".join(f"{name} {found}" for name, found in package_versions().items()),
     }
     brief = ("seconds", "cpu", "length", "trained", "libraries", "before", "peak")
     print(json.dumps({row["name"]: {key: row[key] for key in brief} for row in result["contenders"]}, indent=1))
-    if not args.only:
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    elif not args.only:
         write_report(result, args.out)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from contender import Contender, memory, say
 
 ROOT = Path(__file__).parents[1]
-WORK = ROOT / ".ledpo"
+WORK = Path(os.environ.get("LEDPO_BENCHMARK_WORK", ROOT / ".ledpo"))  # what `ledpo quickstart prepare` made
 MODEL = WORK / "models" / "SmolLM2-135M-Instruct"
 PAIRS, BATCH, CUTOFF = 24, 2, 512
 

@@ -12,6 +12,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+STEPS = ("correct", "speed", "kernels", "study", "rollouts")  # in the order of their value
 # Shapes of published models (their config.json). Weights are random: a step's time and memory do not depend on them.
 SHAPES = {
     "tiny": {"kind": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -71,8 +72,15 @@ def free() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def write_model(folder: Path, shape: str, positions: int = 16384) -> Path:
-    """Write the configuration of a shape and a byte-level tokenizer (a token a byte of ASCII); no weights."""
+def write_model(folder: Path, shape: str, positions: int = 16384, weights: bool = False) -> Path:
+    """Write the configuration of a shape and a byte-level tokenizer (a token a byte of ASCII).
+
+    Args:
+        folder: where to.
+        shape: a name of `SHAPES`.
+        positions: the longest row that the model takes.
+        weights: write random weights, too; else whoever trains makes its own.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
@@ -89,6 +97,12 @@ def write_model(folder: Path, shape: str, positions: int = 16384) -> Path:
     config = kind(**told, **ids, pad_token_id=vocab["<|endoftext|>"], max_position_embeddings=positions)
     config.architectures = [kind.__name__.replace("Config", "ForCausalLM")]
     config.save_pretrained(folder)
+    if weights:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(7)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

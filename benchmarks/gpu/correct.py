@@ -56,12 +56,13 @@ def run(results: Results, work: Path, dry: bool) -> None:
             case = {"what": f"fast against ordinary layout, beta_mode {mode}", "dtype": dtype}
             results.measure(case, lambda t=told, d=dtype: compare(t, t | ORDINARY, d))
         for name, loss in LOSSES.items():
-            told = base(dtype, beta_mode="fixed", pref_loss=name, pref_beta=None)
+            told, ordinary = base(dtype, beta_mode="fixed", pref_loss=name, pref_beta=None), dict(ORDINARY)
             if loss.data == "unpaired":
                 told |= {"stage": "ledpo_kto", "dataset": "labelled"}
                 told.pop("pref_loss")
+                ordinary.pop("disable_shared_prompt")  # its rows share none
             case = {"what": f"fast against ordinary layout, pref_loss {name}", "dtype": dtype}
-            results.measure(case, lambda t=told, d=dtype: compare(t, t | ORDINARY, d))
+            results.measure(case, lambda t=told, o=ordinary, d=dtype: compare(t, t | o, d))
 
 
 def compare(ours: dict[str, Any], other: dict[str, Any], dtype: str) -> dict[str, Any]:

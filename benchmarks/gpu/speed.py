@@ -55,14 +55,6 @@ def run(results: Results, work: Path, dry: bool) -> None:
             if tuning == "full":
                 told = {key: value for key, value in told.items() if not key.startswith("lora_")}
             results.measure(case, lambda n=name, t=told, w=work / f"cache-{number}": timed(n, t, w))
-    if not dry:
-        shape, tuning, tokens, pairs, _ = CASES[0]
-        told = recipe(
-            work / shape, work / f"data-{tokens}-{pairs}", work / "out", bf16=True, finetuning_type=tuning,
-            per_device_train_batch_size=pairs, num_train_epochs=2.0, learning_rate=5e-6, logging_steps=1000,
-        )  # fmt: skip
-        case = {"shape": shape, "tuning": tuning, "tokens": tokens, "pairs": pairs, "contender": "profile"}
-        results.measure(case, lambda: profiled(told))
 
 
 def unique_flops(shape: dict[str, Any], lengths: list[tuple[int, int, int]], tuning: str) -> float:
@@ -196,31 +188,3 @@ def be_trl(told: dict[str, Any], keys: dict[str, Any], watch) -> dict[str, Any]:
         found["precompute_seconds"] = time.perf_counter() - begin
     trainer.train()
     return found
-
-
-def profiled(told: dict[str, Any]) -> dict[str, Any]:
-    """Profile one step of a later epoch of LEDPO's head; return the 15 kernels that take most time."""
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import TrainerCallback
-
-    kept: dict[str, Any] = {}
-
-    class Profiler(TrainerCallback):
-        """Profiles the last step but one."""
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2 * PER_EPOCH - 2:
-                self.profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-                self.profile.__enter__()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 2 * PER_EPOCH - 1:
-                self.profile.__exit__(None, None, None)
-                events = [e for e in self.profile.key_averages() if e.device_type.name == "CUDA"]
-                whole = sum(e.self_device_time_total for e in events)
-                top = sorted(events, key=lambda e: -e.self_device_time_total)[:15]
-                kept["device_seconds"] = whole / 1e6
-                kept["kernels"] = [[e.key[:120], e.count, e.self_device_time_total / whole] for e in top]
-
-    train(told | {"stage": "ledpo", "beta_mode": "head"}, [Profiler()])
-    return kept

@@ -1,0 +1,73 @@
+"""What the steps `study` and `rollouts` train: the real 135M model and real pairs, made from the parts alone.
+
+It takes a minute of the CPU, so run.sh starts it beside the first steps; whoever needs it waits for it.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from common import write_model, write_pairs
+
+HH = "hh_rlhf_harmless_test.jsonl.gz"  # what pack.sh calls the pairs of --hh in the parts
+TEMPLATE = {"template": "chatml"}
+
+
+def run(results, work: Path, dry: bool) -> None:
+    """Make everything; a row says where it is."""
+    results.measure({"what": "model and data"}, lambda: {"folder": str(prepared(work, dry))})
+
+
+def prepared(work: Path, dry: bool) -> Path:
+    """Return the folder in which `.ledpo` holds models and data; a second process waits for the first.
+
+    Args:
+        work: the folder that all steps share.
+        dry: a tiny random model and random pairs instead.
+
+    Raises:
+        FileNotFoundError: the parts do not hold the pairs.
+    """
+    from filelock import FileLock
+
+    root = work / "real"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(work / "prepare.lock"):
+        if not (root / "made").exists():
+            (_make_tiny if dry else _make_real)(root)
+            (root / "made").touch()
+    return root
+
+
+def _make_real(root: Path) -> None:
+    from ledpo_plugin import quickstart
+    from ledpo_plugin.experiments.data import prepare_offline
+
+    parts = Path(os.environ["LEDPO_GPU_PARTS"])
+    pairs = parts / HH
+    if not pairs.is_file():
+        raise FileNotFoundError(f"{HH} is not in {parts}: pack again with `pack.sh --hh FILE`.")
+    quickstart.prepare(root / ".ledpo", cache=parts)
+    prepare_offline(root / ".ledpo", cache=parts, models=False, hh=pairs)
+
+
+def _make_tiny(root: Path) -> None:
+    write_model(root / ".ledpo" / "models" / "SmolLM2-135M-Instruct", "tiny", weights=True)
+    experiments = root / ".ledpo" / "experiments" / "data"
+    names = {"hh_train": (16, 1), "hh_validation": (6, 2), "hh_test": (6, 3)}
+    info = {}
+    for name, (count, seed) in names.items():
+        write_pairs(experiments / name, count, 64, seed)
+        entry = json.loads((experiments / name / "dataset_info.json").read_text())["pairs"]
+        info[name] = entry | {"file_name": f"{name}/pairs.json"}
+    rows = json.loads((experiments / "hh_test" / "pairs.json").read_text())
+    plain = [{"instruction": row["conversations"][0]["value"], "output": row["chosen"]["value"]} for row in rows]
+    (experiments / "instructions.json").write_text(json.dumps(plain))
+    info["instructions_heldout"] = {"file_name": "instructions.json"}
+    (experiments / "dataset_info.json").write_text(json.dumps(info))
+    data = root / ".ledpo" / "data"
+    write_pairs(data, 64, 64, 4)
+    entry = json.loads((data / "dataset_info.json").read_text())["pairs"]
+    (data / "dpo_en_demo_train.json").write_bytes((data / "pairs.json").read_bytes())
+    entry |= {"file_name": "dpo_en_demo_train.json"}
+    (data / "dataset_info.json").write_text(json.dumps({"dpo_en_demo_train": entry}))
