@@ -145,7 +145,7 @@ def test_what_is_no_such_file_is_not_kept(tmp_path):
 
 def test_sets_that_nobody_brought_are_refused(tmp_path, file):
     hh.require(["general_train"], tmp_path)
-    with pytest.raises(DataError, match=r"hh_test, hh_train: .* ledpo prepare --hh FILE") as error:
+    with pytest.raises(DataError, match=r"hh_test, hh_train: .*`ledpo prepare --hh FILE`") as error:
         hh.require(["hh_train", "hh_test", "general_train"], tmp_path)
     assert "huggingface.co/datasets/Anthropic/hh-rlhf" in str(error.value)
     hh.keep(file, tmp_path)
