@@ -161,8 +161,15 @@ def build_parser() -> argparse.ArgumentParser:
                 help="a further folder with a report in which some of the runs may stand as well; may be repeated",
             )
         command.set_defaults(run_command=_experiments(name))
-    prepare_ = commands.add_parser("prepare", help="make the models and data of the experiments' cpu profiles")
+    prepare_ = commands.add_parser(
+        "prepare", help="make the models and data of the experiments' cpu and study profiles"
+    )
     prepare_.add_argument("--workdir", default=".ledpo")
+    prepare_.add_argument(
+        "--hh",
+        metavar="FILE",
+        help="harmless-base/test.jsonl.gz of Anthropic/hh-rlhf, for the study profiles; given once, it is kept",
+    )
     prepare_.set_defaults(run_command=_experiments("prepare"))
 
     evaluate = commands.add_parser("eval", help="evaluate trained models")

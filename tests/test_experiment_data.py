@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from conftest import series, train
+from hh_rows import WordTokenizer, made_rows, write
 
 from ledpo_plugin.experiments.data import (
     arithmetic,
     checks,
     code,
     finance,
+    hh,
     medical,
     models,
     prepare,
@@ -34,15 +36,6 @@ from ledpo_plugin.quickstart.data import DataError
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = ("code_train", "code_heldout", "medical_train", "medical_heldout", "finance_heldout")
 LIMITS = real.Limits(general=30, instruction=30)
-
-
-class WordTokenizer:
-    """Counts words, which is all that the selection of rows needs."""
-
-    chat_template = None
-
-    def encode(self, text, add_special_tokens):
-        return text.split()
 
 
 def demo_pair(i):
@@ -366,6 +359,39 @@ def test_files_are_written_once_and_say_where_they_are_from(place, sets):
     before = times(folder)
     ensure()
     assert times(folder) == before
+
+
+HH_SIZES = hh.Sizes(test=20, validation=10, train=30, limits=(80,))
+
+
+@pytest.mark.usefixtures("place")
+def test_sets_of_a_file_that_was_brought_once_are_kept_and_made_anew_for_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart_model, "ensure_model", lambda *_: tmp_path / "model")
+    monkeypatch.setattr(prepare, "Limits", lambda: LIMITS)
+    monkeypatch.setattr(hh, "Sizes", lambda: HH_SIZES)
+
+    def call(file=None):
+        return prepare.prepare_offline(tmp_path / "work", tmp_path, models=False, hh_file=file)
+
+    assert not set(call().rows) & set(hh.NAMES)
+    brought = write(tmp_path / "test.jsonl.gz", made_rows(100))
+    made = call(brought)
+    assert {name: made.rows[name] for name in hh.NAMES} == {"hh_test": 20, "hh_validation": 10, "hh_train": 30}
+    registry = json.loads((made.data / "dataset_info.json").read_text())
+    assert registry["hh_train"] == {"file_name": "hh_train.json", **prepare.PAIRED}
+    sources = json.loads((made.data / "sources.json").read_text())
+    assert sources["made_by"]["hh_sha256"] == downloads.sha256_of(brought)
+    assert {"kind", "licence", "source", "rows", "tokens", "held_out"} <= set(sources["sets"]["hh_test"])
+    brought.unlink()
+    before = times(made.data)
+    assert call().rows == made.rows
+    assert times(made.data) == before
+    (made.data / "hh_test.json").unlink()
+    call()
+    assert set(times(made.data)) == set(before)
+    test = (made.data / "hh_test.json").read_bytes()
+    call(write(tmp_path / "other.jsonl", made_rows(100, seed=2), pack=False))
+    assert (made.data / "hh_test.json").read_bytes() != test
 
 
 @pytest.mark.parametrize("name", ["code_train.json", "dataset_info.json", "sources.json"])

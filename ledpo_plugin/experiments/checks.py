@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_files import DATA_CONFIG
+from ledpo_plugin._recipe_files import DATA_CONFIG, DATA_KEYS
 from ledpo_plugin._recipe_problem import Problem, unknown
+from ledpo_plugin._recipe_reading import split_names
 from ledpo_plugin.recipe import check_recipe, is_plugin_recipe, resolve_recipe
 
 from .budget import Budget, BudgetProblem, budget_keys, steps_of
@@ -180,6 +181,13 @@ def registries(variants: Sequence[Variant]) -> Iterator[tuple[str, dict[str, Any
 def held_out_names(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the names of an evaluation's data sets."""
     return [name for _, name in held_out(evaluation)]
+
+
+def data_names(variants: Sequence[Variant], evaluation: Mapping[str, Any]) -> set[str]:
+    """Return the names of all data sets that recipes are trained on or an experiment is measured by."""
+    recipes = [phase.recipe for variant in variants for phase in variant.phases]
+    trained = {name for recipe in recipes for key in DATA_KEYS for name in split_names(recipe.get(key))}
+    return trained | set(held_out_names(evaluation))
 
 
 def held_out(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

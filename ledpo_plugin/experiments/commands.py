@@ -56,8 +56,11 @@ def _prepared(path: str, profile: str, prepare: bool) -> Experiment:
     experiment = read_experiment(path, profile, host_keys=keys)
     if experiment.prepare is None or not prepare:
         return experiment
-    from .data import prepare_offline
+    from .checks import data_names
+    from .data import hh, prepare_offline
+    from .data.prepare import WORKDIR
 
+    hh.require(data_names(experiment.variants, experiment.evaluation), WORKDIR / "experiments")
     prepare_offline()
     return read_experiment(path, profile, host_keys=keys, with_files=True)
 
@@ -125,10 +128,10 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Make the offline models and data sets of the cpu profiles."""
+    """Make the models and data sets of the offline profiles."""
     from .data import prepare_offline
 
-    prepare_offline(Path(args.workdir))
+    prepare_offline(Path(args.workdir), hh_file=Path(args.hh) if args.hh else None)
     return 0
 
 

@@ -31,6 +31,7 @@ OF_PROFILE = (
     "evaluation",
     "seconds_per_run",
     "keep_checkpoints",
+    "prediction",
     "study",
 )
 OF_EVALUATION = ("pairs", "instructions", "generations", "answers", "primary", "secondary", "target", "equivalence")
@@ -113,6 +114,10 @@ def examine(
     keep = own.get("keep_checkpoints", False)
     if not isinstance(keep, bool):
         found.say(f"{where}.keep_checkpoints", keep, "true or false is expected here", "write true or false")
+    prediction = own.get("prediction")
+    if prediction is not None and not (isinstance(prediction, str) and prediction.strip()):
+        why = "a text is expected here: what is expected of the result, written before any run"
+        found.say(f"{where}.prediction", prediction, why, "write it as a text, or remove it")
     evaluation = _evaluation(own.get("evaluation"), f"{where}.evaluation", found)
     variants = read_variants(top, own, folder / profile, where, found)
     parts, every = _checkpoints(own, where, budget, variants, found)

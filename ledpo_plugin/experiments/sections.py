@@ -36,7 +36,9 @@ def sections(found: Collected | None, summary: Mapping[str, Any], samples: bool 
 
     texts = _texts(found, summary, samples) if found or not samples else Section("texts", "")
     made = [
-        Section("answer", "Answer", [Paragraph(summary["answer"], "answer"), *_notices(summary)]),
+        Section(
+            "answer", "Answer", [Paragraph(summary["answer"], "answer"), *_prediction(summary), *_notices(summary)]
+        ),
         _results(summary),
         *strategy_sections(summary),
         of_files("setup", lambda files: _setup(files, summary)),
@@ -53,6 +55,12 @@ def sections(found: Collected | None, summary: Mapping[str, Any], samples: bool 
         _definitions(summary),
     ]
     return [section for section in made if section and (section.blocks or found is None)]
+
+
+def _prediction(summary: Mapping[str, Any]) -> list[Paragraph]:
+    """Return what was predicted, to be read beside the answer; results.json of earlier versions has none."""
+    text = " ".join(str(summary.get("prediction") or "").split())
+    return [Paragraph(f"Predicted before any run: {text}")] if text else []
 
 
 def _notices(summary: Mapping[str, Any]) -> list[Paragraph]:

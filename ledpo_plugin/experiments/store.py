@@ -140,7 +140,8 @@ def _conflicts(kept: Mapping[str, Any], fresh: Mapping[str, Any], results: Path)
         if before.get(key) != after.get(key):
             return [f"{key.removesuffix('_name')}: {before.get(key)!r} there, {after.get(key)!r} here."]
     found = []
-    for key in ("budget", "evaluation", "checkpoints", "checkpoint_steps"):
+    # A prediction is of what was not seen yet: with runs there, it can neither be changed nor written down.
+    for key in ("budget", "evaluation", "checkpoints", "checkpoint_steps", "prediction"):
         if before["profile"].get(key) != after["profile"].get(key):
             there, here = before["profile"].get(key), after["profile"].get(key)
             found.append(f"{key}: {there!r} there, {here!r} here.")

@@ -30,6 +30,7 @@ def summarise(found: Collected, others: Sequence[Mapping[str, Any]] = ()) -> dic
         "experiment": found.definition.get("name"),
         "profile": found.definition.get("profile_name"),
         "question": found.definition.get("question"),
+        "prediction": found.profile.get("prediction"),
         "date": max((str(run.result.get("ended", "")) for run in found.runs if run.result), default=None),
         "baseline": found.baseline,
         "primary": primary,

