@@ -48,7 +48,7 @@ def _make_real(root: Path) -> None:
     if not pairs.is_file():
         raise FileNotFoundError(f"{HH} is not in {parts}: pack again with `pack.sh --hh FILE`.")
     quickstart.prepare(root / ".ledpo", cache=parts)
-    prepare_offline(root / ".ledpo", cache=parts, models=False, hh=pairs)
+    prepare_offline(root / ".ledpo", cache=parts, models=False, hh_file=pairs)
 
 
 def _make_tiny(root: Path) -> None:
@@ -61,7 +61,9 @@ def _make_tiny(root: Path) -> None:
         entry = json.loads((experiments / name / "dataset_info.json").read_text())["pairs"]
         info[name] = entry | {"file_name": f"{name}/pairs.json"}
     rows = json.loads((experiments / "hh_test" / "pairs.json").read_text())
-    plain = [{"instruction": row["conversations"][0]["value"], "output": row["chosen"]["value"]} for row in rows]
+    plain = [
+        {"instruction": row["conversations"][0]["value"], "input": "", "output": row["chosen"]["value"]} for row in rows
+    ]
     (experiments / "instructions.json").write_text(json.dumps(plain))
     info["instructions_heldout"] = {"file_name": "instructions.json"}
     (experiments / "dataset_info.json").write_text(json.dumps(info))

@@ -36,6 +36,7 @@ print(*dict.fromkeys([str(pathlib.Path(torch.__file__).parents[1]), *site.getsit
     --disable-pip-version-check --ignore-installed "${wheels[@]}" || exit 1
   "$site/bin/python" -m compileall -q -j 0 "$packages" >/dev/null  # many processes will import them
 fi
+if [[ -n $dry ]]; then export OMP_NUM_THREADS=1; fi
 export PYTHONUNBUFFERED=1 LEDPO_GPU_PARTS=$site.parts
 work=$site.work
 commit=${LEDPO_COMMIT:-$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo unknown)}

@@ -71,7 +71,8 @@ def adapted(root: Path, dry: bool, cuda: bool) -> Path:
         for file in (folder / PROFILE).glob("*.yaml"):
             told = yaml.safe_load(file.read_text(encoding="utf-8"))
             told.pop("default_system", None)
-            told |= {**TEMPLATE, "max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 0}
+            told |= {**TEMPLATE, "max_steps": 2, "warmup_steps": 0}
+            told |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
             file.write_text(yaml.safe_dump(told), encoding="utf-8")
     path.write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
     return folder
