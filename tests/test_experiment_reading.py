@@ -17,6 +17,7 @@ from ledpo_plugin.experiments.commands import experiments_and_recipes, validate_
 from ledpo_plugin.experiments.plan import plan
 from ledpo_plugin.experiments.problems import ExperimentError
 from ledpo_plugin.experiments.reading import examine, read_experiment
+from ledpo_plugin.experiments.store import ResultsError, open_results
 from ledpo_plugin.host import recipe_keys
 
 
@@ -326,3 +327,20 @@ def test_margins_of_equivalence_are_checked(tiny, tmp_path, keys, margins, said)
 def test_margins_of_metrics_that_are_compared_are_taken(tiny, tmp_path, keys):
     margins = {"heldout/accuracy": 0.03, "instructions/nll": 0.01}
     assert problems(tiny, tmp_path, keys, evaluation={**EVAL, "equivalence": margins}) == []
+
+
+@pytest.mark.parametrize("prediction", [3, ["a"], "  "])
+def test_a_prediction_is_a_text(tiny, tmp_path, keys, prediction):
+    (found,) = problems(tiny, tmp_path, keys, prediction=prediction)
+    assert "profiles.cpu.prediction" in found
+    assert "written before any run" in found
+
+
+def test_a_prediction_is_fixed_once_there_are_results(tiny, tmp_path, keys):
+    def experiment(**changes):
+        return read_experiment(write_experiment(tmp_path / "tiny", tiny, **changes), "cpu", host_keys=keys)
+
+    open_results(experiment(prediction="DPO wins."), tmp_path / "results")
+    open_results(experiment(prediction="DPO wins."), tmp_path / "results")
+    with pytest.raises(ResultsError, match=r"prediction: 'DPO wins\.' there, 'ORPO wins\.' here"):
+        open_results(experiment(prediction="ORPO wins."), tmp_path / "results")

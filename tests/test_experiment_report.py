@@ -16,7 +16,7 @@ from scipy import stats
 
 from ledpo_plugin.experiments.collected import collect
 from ledpo_plugin.experiments.plain_text import fenced, markdown, visible
-from ledpo_plugin.experiments.report import write_report
+from ledpo_plugin.experiments.report import rewrite_report, write_report
 from ledpo_plugin.experiments.summary import summarise
 from ledpo_plugin.experiments.words import decimals, estimate, significant, verdict
 
@@ -315,6 +315,19 @@ def test_identical_runs_are_not_tested(tmp_path):
     html, _, numbers = read(tmp_path, definition, states)
     assert numbers["comparisons"][0]["words"] == "Not tested: the same as DPO with each of 2 seeds."
     assert "have the same mean" in html
+
+
+def test_a_prediction_stands_beside_the_answer(tmp_path, whole):
+    definition, states = make(tmp_path, ["dpo", "orpo"], [1, 2])
+    definition["profile"]["prediction"] = "ORPO is\nnot <better>.\n"
+    html, text, numbers = read(tmp_path, definition, states)
+    answer = text.split("## Answer")[1].split("\n## ")[0]
+    assert "Predicted before any run: ORPO is not" in answer
+    assert "ORPO is not &lt;better&gt;." in html
+    assert numbers["prediction"] == definition["profile"]["prediction"]
+    rewrite_report(tmp_path)
+    assert "Predicted before any run: ORPO is not" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Predicted" not in whole[1]
 
 
 def test_nothing_finished(tmp_path):
