@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ledpo_plugin.betas import BETAS
 from ledpo_plugin.checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS
 from ledpo_plugin.hparams import ESTIMATORS, KL_CONTROLS, KL_ESTIMATORS
+from ledpo_plugin.logps import sum_logps
 from ledpo_plugin.losses import LOSSES, PairLogps
 from ledpo_plugin.tables import CHECK_TABLES, refresh
 
@@ -214,3 +215,11 @@ def test_cpo_is_alma_s_where_every_answer_is_of_one_length():
         theirs = preference - batch.policy_chosen.sum() / batch.chosen_length.sum()
         ours = LOSSES["cpo"].function(batch, BETA, cpo_alpha=1.0).losses.mean()
         assert torch.allclose(ours, theirs, rtol=1e-10) == equal
+
+
+def test_ld_alpha_leaves_a_margin_where_policy_and_reference_are_one():
+    """Answers of 2 and 4 tokens, -1 nat each: the policy's are -2, -2 - 2/2, the reference's -2, -4, so D = -1."""
+    tokens = torch.tensor([[-1.0, -1.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]])
+    lengths = torch.tensor([2, 4])
+    a, b = sum_logps(tokens, lengths, 0.5) - sum_logps(tokens, lengths)
+    assert (a - b).item() == -1
