@@ -1,4 +1,4 @@
-"""The tables of the READMEs, made from the tables of the code: `python -m ledpo_plugin.tables README.md README_zh.md`.
+"""The tables of the documents, made from the tables of the code: `python -m ledpo_plugin.tables FILE...`; `make docs`.
 
 In a document a table stands between `<!-- table: NAME -->` and `<!-- /table -->`; `<!-- table: NAME zh -->` asks for
 Chinese headings. Names of keys, formulas and sources stay as they are in every language.
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .betas import BETAS
+from .checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS, Check
 from .hparams import BETA_MODES, LEARNED_MODES, argument_fields
 from .lookup import lookup
 from .losses import LOSSES, Loss
@@ -129,8 +130,31 @@ def keys_table(lang: str = "en") -> str:
     return _table([say(title) for title in ("Key", "Default", "Values", "Meaning", "Acts with")], rows)
 
 
+def checks_table(checks: Mapping[str, Check]) -> str:
+    """Return the table of what was compared with what, in English."""
+    rows = [
+        (f"`{name}`", check.read, check.differs or "–", ", ".join(f"`{test}`" for test in check.tests))
+        for name, check in checks.items()
+    ]
+    return _table(("Name", "Checked against", "Where others differ", "Tests"), rows)
+
+
+def _checked(checks: Mapping[str, Check]) -> Callable[[str], str]:
+    return lambda lang: checks_table(checks)
+
+
+# Those of the READMEs, in their order.
 TABLES: Mapping[str, Callable[[str], str]] = MappingProxyType(
     {"stages": stages_table, "losses": losses_table, "betas": betas_table, "keys": keys_table}
+)
+# Those of docs/checked_against.md, which is in English alone.
+CHECK_TABLES: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {
+        "checked_losses": _checked(LOSS_CHECKS),
+        "checked_betas": _checked(BETA_CHECKS),
+        "checked_keys": _checked(KEY_CHECKS),
+        "checked_rollouts": _checked(ROLLOUT_CHECKS),
+    }
 )
 
 
@@ -147,7 +171,7 @@ def refresh(text: str) -> str:
 
 
 def _made_anew(block: re.Match[str]) -> str:
-    make = lookup(TABLES, "table", block["name"])
+    make = lookup({**TABLES, **CHECK_TABLES}, "table", block["name"])
     language = block["lang"] or "en"
     lookup(LANGUAGES, "language", language)
     return f"{block['open']}{make(language)}{block['close']}"

@@ -203,7 +203,8 @@ class PreferenceTrainer(Trainer):
 
         The reference is a model of its own, or the policy with its adapter switched off or its frozen copy at work.
         What it says depends on the cache's key alone, so nothing random acts in it, whatever acts in the policy.
-        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory.
+        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory and in TRL up to 0.28: margins are then not 0
+        where policy and reference are one.
         """
         cached = to_output(batch)
         if self._counting:

@@ -1,7 +1,8 @@
 """Beta strategies: small modules that decide beta per example.
 
 `BETAS` is the table of all of them. A new one is a class in one of the modules here and a row in that table; the
-contract tests in tests/test_betas.py then run over it.
+contract tests in tests/test_betas.py then run over it. What each was compared with stands in
+`ledpo_plugin.checked_against`.
 """
 
 from collections.abc import Mapping
@@ -76,9 +77,10 @@ BETAS: Mapping[str, BetaMode] = _rows(
     BetaMode(
         name="beta_dpo",
         cls=BetaDpo,
-        formula="beta0 (1 + alpha (mean(D kept) - M))",
+        formula="max(beta0 (1 + alpha (mean(D kept) - M)), 0.001)",
         source="beta-DPO, arXiv:2407.08639",
-        summary="One beta per batch from its mean margin, with a filter on outlying pairs.",
+        summary="One beta per batch from its mean margin, with a filter on outlying pairs. A batch is what one forward "
+        "pass of all processes holds, whatever gradient_accumulation_steps is.",
         learned=False,
         needs_reference=True,
     ),
@@ -97,7 +99,8 @@ BETAS: Mapping[str, BetaMode] = _rows(
         cls=MallowsBeta,
         formula="beta0 (-phi ln H)",
         source="MallowsPO, arXiv:2405.14953",
-        summary="Higher where the reference model answers with little entropy.",
+        summary="Higher where the reference model gives the answers with little entropy. Plain DPO otherwise: beta 10, "
+        "log-probabilities per token and no reference are the defaults of its authors' code.",
         learned=False,
         needs_reference=True,
     ),

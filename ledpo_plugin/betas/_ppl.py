@@ -18,9 +18,9 @@ class PplBeta(PromptBeta):
     PPL_ref is the running geometric mean of the prompts' perplexity over all ranks (momentum 0.99, set by the first
     training batch), so that beta starts around beta0; theta and NN start at 0. Gradient reaches theta and the network.
 
-    The sign of p is open. The theory this follows (the LEDPO notes' core theory) wants a high beta, that is trust in
-    the reference, on familiar prompts, yet writes beta as proportional to PPL, which is high on unfamiliar ones.
-    p = 1 is what it writes, p = -1 what it says: try both.
+    The sign of p is open. The theory this follows (xdpo/ledpo-core-theory.md in 1587causalai/llama_factory) wants a
+    high beta, that is trust in the reference, on familiar prompts, yet writes beta as proportional to PPL, which is
+    high on unfamiliar ones. p = 1 is what it writes, p = -1 what it says: try both.
     """
 
     needs = frozenset({"hidden", "prompt_nll"})

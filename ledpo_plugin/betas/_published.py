@@ -22,7 +22,8 @@ class BetaDpo(BetaStrategy):
     M <- m M + (1 - m) mean(D), S <- m S + (1 - m) std(D), both 0 at the start and moved before use;
     keep n = floor(N (1 - filter)) pairs, drawn without replacement with weights exp(-((D - M) / S)^2 / 2);
     beta = max(beta0 (1 + alpha (mean(D kept) - M)), 0.001).
-    arXiv:2407.08639; trainers.py of the authors' repository junkangwu/beta-DPO.
+    arXiv:2407.08639; trainers.py of the authors' repository junkangwu/beta-DPO. There as here the statistics are those
+    of one forward pass over all ranks: gradient accumulation does not make the batch larger.
 
     Departures from that code: `weights` makes the loss the mean over the kept pairs of the global batch, where it
     takes each rank's own mean first; in evaluation nothing is filtered or moved and beta is that of a batch at the
@@ -122,7 +123,7 @@ class EpsilonDpo(BetaStrategy):
     beta_i = beta / (1 + epsilon step_i) with the step of `epsilon_steps`; after each optimizer step
     beta <- beta / (1 + epsilon mean(step)), the mean being over micro-batches and ranks.
     arXiv:2502.13177; trainer.py of the authors' repository oddqueue/e-dpo. In evaluation beta_i is formed in the same
-    way, and nothing accumulates.
+    way, and nothing accumulates. Label smoothing acts on the loss as cDPO's; there it has no effect.
     """
 
     needs = frozenset({"epsilon_step"})
@@ -196,7 +197,8 @@ class MallowsBeta(BetaStrategy):
     repository haoxian-chen/MallowsPO. phi = 0.29 makes the mean of -phi ln H about 1 there.
 
     Departures from that code: rewards carry the whole beta, where it leaves out -phi ln H; H is kept 1e-6 inside
-    (0, 1). Its defaults also normalise by length and drop the reference from the margin; the loss here is plain DPO.
+    (0, 1). Its defaults are beta 10, log-probabilities per token and no reference in the margin; the loss here is plain
+    DPO. Its IPO form (`mallows_ipo`) is not offered.
     """
 
     needs = frozenset({"reference_entropy"})

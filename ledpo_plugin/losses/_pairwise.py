@@ -21,7 +21,8 @@ from ledpo_plugin.losses._types import LossOutput, PairLogps
 def sigmoid(logps: PairLogps, beta: Tensor, *, label_smoothing: float = 0.0) -> LossOutput:
     """DPO; with label smoothing e, cDPO.
 
-    -(1 - e) LS(beta D) - e LS(-beta D): arXiv:2305.18290 eq. 7; smoothing as in the authors' note on cDPO.
+    -(1 - e) LS(beta D) - e LS(-beta D): arXiv:2305.18290 eq. 7; smoothing as in the authors' note on cDPO (TRL from
+    0.29 on ignores it here).
     d/dbeta = -D s(-beta D) at e = 0, which never changes sign; at e > 0 the best beta is ln((1 - e)/e) / D.
     """
     a, b = log_ratios("sigmoid", logps, beta)
@@ -59,8 +60,8 @@ def ipo(logps: PairLogps, beta: Tensor) -> LossOutput:
     """IPO: regress the margin onto 1 / (2 beta); beta is the paper's tau.
 
     (a/|w| - b/|l| - 1 / (2 beta))^2: arXiv:2310.12036 eq. 17.
-    Departure from the paper: log-ratios are averaged over tokens, as its authors confirmed to TRL and as TRL
-    0.24, HALOs and LLaMA-Factory do. Zero at beta = 1 / (2 D), so beta must not be learned.
+    Departure from the paper's formula: log-ratios are averaged over tokens, as its authors confirmed to TRL, and as
+    TRL 0.24 and HALOs do; DPO's own repository sums them. Zero at beta = 1 / (2 D), so beta must not be learned.
     """
     a, b = log_ratios("ipo", logps, beta)
     a, b = a / logps.chosen_length, b / logps.rejected_length
@@ -72,7 +73,8 @@ def exo_pair(logps: PairLogps, beta: Tensor, *, label_smoothing: float = 1e-3) -
 
     s(beta D) [LS(beta D) - ln(1 - e)] + s(-beta D) [LS(-beta D) - ln e]: arXiv:2402.00856 eq. 16.
     Beta has the optimum of cDPO, ln((1 - e)/e) / D. Departure from TRL 0.24: e = 0 is refused (the label's
-    logarithm is infinite), where TRL replaces it by 1e-3.
+    logarithm is infinite), where TRL replaces it by 1e-3. The authors' code has 0 and -10 for the two logarithms of
+    the label.
 
     Raises:
         ValueError: also if e is not in (0, 0.5).
@@ -89,7 +91,7 @@ def exo_pair(logps: PairLogps, beta: Tensor, *, label_smoothing: float = 1e-3) -
 def nca_pair(logps: PairLogps, beta: Tensor) -> LossOutput:
     """NCA on pairs: raises the chosen answer's likelihood itself, not only the margin.
 
-    -LS(beta a) - LS(-beta a)/2 - LS(-beta b)/2: arXiv:2402.05369, as in TRL 0.24.
+    -LS(beta a) - LS(-beta a)/2 - LS(-beta b)/2: arXiv:2402.05369, as in its authors' code and TRL 0.24.
     Convex in beta with slope -D/4 at beta = 0: a learned beta has an interior optimum wherever D > 0 and a !=
     0.
     """
@@ -121,7 +123,8 @@ def apo_down(logps: PairLogps, beta: Tensor) -> LossOutput:
 def sppo_hard(logps: PairLogps, beta: Tensor) -> LossOutput:
     """SPPO with hard labels: regress the log-ratios onto +-1 / (2 beta); 1 / beta is the paper's eta.
 
-    (a - 1/(2 beta))^2 + (b + 1/(2 beta))^2: arXiv:2405.00675 eq. 4.7 with P = 1 and 0, as in TRL 0.24.
+    (a - 1/(2 beta))^2 + (b + 1/(2 beta))^2: arXiv:2405.00675 eq. 4.7 with P = 1 and 0, as in TRL 0.24; its authors'
+    code takes half of that.
     At beta = 1 / D it is (a + b)^2 / 2, which prefers neither answer, so beta must not be learned.
     """
     a, b = log_ratios("sppo_hard", logps, beta)
@@ -147,7 +150,8 @@ def discopop(logps: PairLogps, beta: Tensor, *, tau: float = 0.05) -> LossOutput
 def bco_pair(logps: PairLogps, beta: Tensor, *, delta: Tensor) -> LossOutput:
     """BCO on pairs: classify each answer against delta, the running mean of all rewards (a scalar tensor).
 
-    -LS(beta a - delta) - LS(-(beta b - delta)): arXiv:2404.04656, as in TRL 0.24 and LLaMA-Factory.
+    -LS(beta a - delta) - LS(-(beta b - delta)): arXiv:2404.04656, as in LLaMA-Factory and in TRL up to 0.28, which has
+    no delta from 0.29 on.
     No gradient through delta; under a varying beta it averages rewards of different betas. Convex in beta.
 
     Raises:
@@ -161,7 +165,7 @@ def bco_pair(logps: PairLogps, beta: Tensor, *, delta: Tensor) -> LossOutput:
 
 
 def kto_pair(logps: PairLogps, beta: Tensor) -> LossOutput:
-    """KTO on pairs, as TRL had it up to 0.8: each answer against the KL estimate of the other half.
+    """KTO on pairs, as TRL 0.8.6 has it: each answer against the KL estimate of the other half.
 
     [1 - s(beta (a - K_l)) + 1 - s(beta (K_w - b))] / 2, K_w = max(0, mean a), K_l = max(0, mean b):
     trl/trainer/dpo_trainer.py at v0.8.6, which returned both terms of each pair; half their sum has the same
@@ -177,7 +181,7 @@ def kto_pair(logps: PairLogps, beta: Tensor) -> LossOutput:
 def sigmoid_norm(logps: PairLogps, beta: Tensor) -> LossOutput:
     """Length-normalised DPO.
 
-    -LS(beta (a/|w| - b/|l|)): arXiv:2411.15124 (Tulu 3) section 4.3, as in TRL 1.9.
+    -LS(beta (a/|w| - b/|l|)): arXiv:2411.15124 (Tulu 3) section 4.3, as in open-instruct and TRL 1.9.
     """
     a, b = log_ratios("sigmoid_norm", logps, beta)
     a, b = a / logps.chosen_length, b / logps.rejected_length
@@ -200,8 +204,9 @@ def r_dpo(logps: PairLogps, beta: Tensor, *, alpha: float = 0.05) -> LossOutput:
 def dpop(logps: PairLogps, beta: Tensor, *, penalty: float = 50.0) -> LossOutput:
     """DPO-Positive: DPO with a penalty lambda for a chosen answer that lost likelihood.
 
-    -LS(beta (D - lambda max(0, -a))): arXiv:2402.13228 (Smaug). With lambda = 50 the bracket is negative as
-    soon as a < -D/50, and d/dbeta has its sign: there a learned beta falls, and the penalty weakens with it.
+    -LS(beta (D - lambda max(0, -a))): arXiv:2402.13228 (Smaug); some ports have the penalty outside of LS. With
+    lambda = 50 the bracket is negative as soon as a < -D/50, and d/dbeta has its sign: there a learned beta falls, and
+    the penalty weakens with it.
     """
     a, b = log_ratios("dpop", logps, beta)
     return with_rewards(-F.logsigmoid(beta * (a - b - penalty * torch.relu(-a))), beta, a, b)

@@ -36,7 +36,8 @@ def orpo(logps: PairLogps, beta: Tensor) -> LossOutput:
     """ORPO: the chosen answer's NLL plus beta (the paper's lambda) times an odds-ratio loss.
 
     -pw + beta (-LS(log odds(pw) - log odds(pl))), log odds(p) = p - ln(1 - e^p): arXiv:2403.07691 eq. 6-7.
-    The SFT term is over the response only, as in LLaMA-Factory (TRL 0.24 includes the prompt).
+    The SFT term is over the response only, as in LLaMA-Factory; TRL 0.24 includes the prompt, and so does the authors'
+    code unless `disable_prompt_loss` is set.
     Beta weights a positive term: d/dbeta > 0 for every pair, so beta must not be learned.
     """
     chosen, rejected = average_logps(logps, beta)
@@ -59,8 +60,9 @@ def simpo(logps: PairLogps, beta: Tensor, *, gamma_beta_ratio: float = 0.5, labe
 def cpo(logps: PairLogps, beta: Tensor, *, cpo_alpha: float = 1.0, label_smoothing: float = 0.0) -> LossOutput:
     """CPO: DPO with a uniform reference, plus cpo_alpha times the chosen answer's NLL.
 
-    -LS(beta (lw - ll)) + cpo_alpha (-pw): arXiv:2401.08417 eq. 3. Departure from TRL 0.24: the NLL is the
-    average over each chosen response, one value per pair, not over all tokens of the batch, prompts included.
+    -LS(beta (lw - ll)) + cpo_alpha (-pw): arXiv:2401.08417 eq. 3. Departure from the authors' code and TRL 0.24: the
+    NLL is the average over each chosen response, one value per pair, where they average over all answer tokens of the
+    batch (prompts are left out there, too).
     Beta's gradient does not vanish at step 0: lw - ll is not a difference to a reference.
     """
     check_shapes(logps, beta)

@@ -14,7 +14,8 @@ def kto(
 
     desirable: w_D (1 - s(beta (r - z0))); undesirable: w_U (1 - s(beta (z0 - r))): arXiv:2402.01306 eq. 7.
     z0 = max(0, kl), without gradient, beta-free: beta multiplies the whole bracket, as in TRL 0.24's
-    trl/trainer/kto_trainer.py. Gradient reaches `policy` and beta. Losses and rewards (in `chosen_rewards`)
+    trl/trainer/kto_trainer.py. Over several ranks `kl` is the mean of the ranks' means, as there; HALOs takes the mean
+    of all rows. Gradient reaches `policy` and beta. Losses and rewards (in `chosen_rewards`)
     are `[B]`.
 
     Raises:
