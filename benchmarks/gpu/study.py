@@ -20,7 +20,7 @@ from prepare import TEMPLATE, prepared
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT, PROFILE = "fixed_beta_impact", "study"
-SIDE_BY_SIDE = 14  # runs on the GPU at once; each is bound by one core that launches kernels
+GB_OF_A_RUN = 9  # of the GPU's memory, at most
 LARGEST = 2 * 1024**2  # bytes of a file that is copied: results and measurements, no weights
 POLL = 0.5  # seconds
 # What fp32 products are computed with on the device, for all processes: the study's recipes say fp32, as on a CPU.
@@ -32,10 +32,12 @@ def run(results: Results, work: Path, dry: bool) -> None:
     import torch
 
     root = prepared(work, dry)
-    folder = adapted(root, dry, torch.cuda.is_available())
+    cuda = torch.cuda.is_available()
+    side_by_side = seats(torch.cuda.get_device_properties(0).total_memory / 1024**3) if cuda else 0
+    folder = adapted(root, dry, side_by_side)
     found, kept = root / "results", results.path.with_suffix("")
     environ = os.environ | TF32
-    results.facts |= {"experiment": EXPERIMENT, "profile": PROFILE, "environment": TF32, "side_by_side": SIDE_BY_SIDE}
+    results.facts |= {"experiment": EXPERIMENT, "profile": PROFILE, "environment": TF32, "side_by_side": side_by_side}
     ledpo = str(Path(sys.executable).parent / "ledpo")
     command = [ledpo, "run", str(folder), "--profile", PROFILE, "--results", str(found)]
     with open(results.path.with_name("study_run.log"), "w", encoding="utf-8") as log:
@@ -53,8 +55,19 @@ def run(results: Results, work: Path, dry: bool) -> None:
         raise RuntimeError(f"ledpo run ended with status {process.returncode}; see study_run.log")
 
 
-def adapted(root: Path, dry: bool, cuda: bool) -> Path:
-    """Return a copy of the experiment that shares the GPU and makes nothing first; in a dry run a tiny one."""
+def seats(gigabytes: float) -> int:
+    """Return how many runs the GPU takes at once: by its memory, and a core for each, which launches its kernels."""
+    return max(1, min(int(gigabytes / GB_OF_A_RUN), (os.cpu_count() or 1) - 2))
+
+
+def adapted(root: Path, dry: bool, side_by_side: int) -> Path:
+    """Return a copy of the experiment that shares the GPU and makes nothing first; in a dry run a tiny one.
+
+    Args:
+        root: the folder that holds `.ledpo`.
+        dry: two variants, a step each.
+        side_by_side: runs on the GPU at once; 0 where there is none.
+    """
     folder = root / EXPERIMENT
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "yaml_recipes" / EXPERIMENT, folder)
@@ -62,7 +75,7 @@ def adapted(root: Path, dry: bool, cuda: bool) -> Path:
     definition = yaml.safe_load(path.read_text(encoding="utf-8"))
     own = definition["profiles"][PROFILE]
     own.pop("prepare", None)  # it was made by the step `prepare`
-    own["resources"] = {"cpus": 1, "memory_gb": 5, "gpus": 1 / SIDE_BY_SIDE if cuda else 0, "disk_gb": 1}
+    own["resources"] = {"cpus": 1, "memory_gb": 5, "gpus": 1 / side_by_side if side_by_side else 0, "disk_gb": 1}
     if dry:
         others = [name for name in own.get("variants") or definition["variants"] if name != definition["baseline"]]
         own |= {"variants": [definition["baseline"], others[0]], "seeds": [1], "budget": {"examples": 8}}
@@ -72,7 +85,7 @@ def adapted(root: Path, dry: bool, cuda: bool) -> Path:
             told = yaml.safe_load(file.read_text(encoding="utf-8"))
             told.pop("default_system", None)
             told |= {**TEMPLATE, "max_steps": 2, "warmup_steps": 0}
-            told |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+            told |= {"per_device_train_batch_size": 4}
             file.write_text(yaml.safe_dump(told), encoding="utf-8")
     path.write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
     return folder
