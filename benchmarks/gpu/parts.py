@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-LIMIT = 58 * 1024**2  # bytes of a part
+LIMIT = 56 * 1024**2  # bytes of a part
 MANIFEST = "manifest.json"
 
 
