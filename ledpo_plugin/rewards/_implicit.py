@@ -154,4 +154,6 @@ def _reference(run: Run, policy: Speaker, shares: bool, context: Any) -> Speaker
 
 
 def _beside(context: Any, where: str, adapters: list[str]) -> Speaker:
-    return Speaker(load_other(context, where, "of an implicit reward", ",".join(adapters) or None), None)
+    model = load_other(context, where, "of an implicit reward", ",".join(adapters) or None)
+    # Of a quantised model the host merges no adapter: it has to be at work.
+    return Speaker(model, model.active_adapter if is_peft(model) else None)
