@@ -30,6 +30,48 @@ def check_models(recipe: Reading) -> Iterator[Problem]:
             yield from _check_folder(key, value, ("config.json",), "a model")
 
 
+def check_reference_model(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem where a local `ref_model` has other tokens than the model, or a row too few for them."""
+    model, other = recipe.text("model_name_or_path"), recipe.text("ref_model")
+    ours, theirs = (_tokens(folder) if folder else None for folder in (model, other))
+    if not ours:
+        return
+    fix = "name a model with the same tokenizer, such as one that was trained from the same base"
+    # A template may add tokens that one of the two has already: only what is in both and differs is sure to stay so.
+    places = {number: token for token, number in ours.items()}
+    odd = sorted(
+        token
+        for token, number in (theirs or {}).items()
+        if ours.get(token, number) != number or places.get(number, token) != token
+    )
+    if odd:
+        why = f"it has another tokenizer than {model}: {len(odd)} tokens differ, such as {odd[0]!r:.60}"
+        yield problem("ref_model", other, why, fix)
+        return
+    rows = _read_json(os.path.join(other, "config.json")).get("vocab_size") if other else None
+    if isinstance(rows, int) and rows <= max(ours.values()):
+        why = f"its vocabulary of {rows} is too small for the tokens of {model}, which go up to {max(ours.values())}"
+        yield problem("ref_model", other, why, fix)
+
+
+def _tokens(folder: str) -> dict[str, int]:
+    """Return the tokens that a folder's tokenizer.json holds, each with its id; none where there is no such file."""
+    found = _read_json(os.path.join(folder, "tokenizer.json"))
+    model, added = found.get("model"), found.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    tokens = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    tokens |= {item.get("content"): item.get("id") for item in added or () if isinstance(item, dict)}
+    return {token: number for token, number in tokens.items() if isinstance(token, str) and isinstance(number, int)}
+
+
+def _read_json(path: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_adapters(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem for every local adapter that is not there."""
     inside = recipe.text("adapter_folder") or ""

@@ -6,6 +6,7 @@ from importlib import metadata
 from types import MappingProxyType
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from ledpo_plugin._recipe_problem import Problem, problem
 from ledpo_plugin._recipe_reading import Reading, split_names, switched_on
@@ -94,6 +95,18 @@ def check_packages(recipe: Reading) -> Iterator[Problem]:
     for name, package in _VARIABLES.items():
         if switched_on(recipe.environ, name):
             yield from _absent(name, recipe.environ[name], (package,))
+
+
+def check_rope(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem for `rope_scaling` with transformers 5, under which LLaMA-Factory 0.9.5 stops.
+
+    It writes the longer context as a number with a fraction into the model's configuration, which is refused there.
+    Where cutoff_len is within the model's own context it leaves the configuration as it is, and the key has no effect.
+    """
+    if recipe.is_set("rope_scaling") and Version(metadata.version("transformers")).major >= 5:
+        why = "it has no effect up to the model's own context, and beyond LLaMA-Factory stops with transformers 5"
+        fix = "remove it; for a longer context write rope_parameters into the model's own config.json"
+        yield problem("rope_scaling", recipe.raw["rope_scaling"], why, fix)
 
 
 def of_optimizer(name: str) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from ledpo_plugin.betas import BETAS
 from ledpo_plugin.hparams import FROZEN
 
 KEY = "reference_adapter"
+NEW_TOKENS = ("add_tokens", "add_special_tokens", "new_special_tokens_config")  # LLaMA-Factory then resizes, too
+DRAWN = (*NEW_TOKENS, "resize_vocab", "train_from_scratch")  # weights are drawn at random while a model loads
 
 
 def check_reference_adapter(recipe: Reading) -> Iterator[Problem]:
@@ -26,6 +28,29 @@ def check_reference_adapter(recipe: Reading) -> Iterator[Problem]:
     if not recipe.is_set("ref_model"):
         message, _, fix = undecided(why, recipe.flag("create_new_adapter")).partition(" Fix: ")
         yield problem("adapter_name_or_path", recipe.raw.get("adapter_name_or_path"), message, fix)
+
+
+def check_drawn_weights(recipe: Reading) -> Iterator[Problem]:
+    """Yield a problem where weights drawn at random while loading would be others in a reference that is loaded, too.
+
+    With LoRA the reference is the same model with its adapter switched off. Everything else loads it anew, where
+    LLaMA-Factory 0.9.5 stops at the second reading of new tokens ('list' object has no attribute 'split').
+    """
+    drawn = [key for key in DRAWN if recipe.is_set(key)]
+    if not drawn or recipe.stage is None or recipe.loss is None or recipe.mode is None or not _has_reference(recipe):
+        return
+    kind = recipe.text("finetuning_type")
+    if recipe.is_set("ref_model"):
+        apart = "the reference is ref_model"
+    elif not recipe.flag("do_train"):
+        apart = "without training the reference is loaded anew"
+    elif kind != "lora":
+        apart = f"with finetuning_type: {kind} the reference is the model, loaded a second time"
+    else:
+        return
+    why = f"it has weights drawn at random while the model loads, and {apart}, which would have others"
+    fix = "save the model with its new weights first and name that, without this key"
+    yield problem(drawn[0], recipe.raw.get(drawn[0]), why, fix + ("" if kind == "lora" else ", or use LoRA"))
 
 
 def undecided(why: str, create_new_adapter: bool) -> str:

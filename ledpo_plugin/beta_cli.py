@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from transformers import set_seed
 
 from .betas import BETAS, BetaFeatures
 from .forward import forward_rows
@@ -67,7 +69,14 @@ def _prompt_of(record: Any, index: int, path: Path) -> str:
 
 # Recipe keys that decide which tokens a prompt becomes, and where a model is found.
 PROMPT_ARGUMENTS = ("default_system", "tool_format", "enable_thinking", "preserve_thinking")
-MODEL_ARGUMENTS = ("cache_dir", "model_revision")
+MODEL_ARGUMENTS = ("cache_dir", "model_revision", "adapter_folder", "use_fast_tokenizer", "mixture_of_depths")
+TOKEN_ARGUMENTS = (
+    *("resize_vocab", "split_special_tokens", "add_tokens", "add_special_tokens"),
+    *("new_special_tokens_config", "init_special_tokens"),
+)
+# What PEFT saves of embeddings that rows were added to: as they were when training started.
+STARTED_FROM = ".original_module.weight"
+HOST_SEED = 42  # of a recipe that names none
 
 
 def inference_arguments(recipe: Mapping[str, Any], trust_remote_code: bool, **own: Any) -> dict[str, Any]:
@@ -78,7 +87,8 @@ def inference_arguments(recipe: Mapping[str, Any], trust_remote_code: bool, **ow
         trust_remote_code: never from the recipe: a run's folder may be somebody else's.
         own: model_name_or_path, template, and what else differs from the recipe.
     """
-    kept = {key: recipe[key] for key in (*PROMPT_ARGUMENTS, *MODEL_ARGUMENTS) if recipe.get(key) is not None}
+    keys = (*PROMPT_ARGUMENTS, *MODEL_ARGUMENTS, *TOKEN_ARGUMENTS)
+    kept = {key: recipe[key] for key in keys if recipe.get(key) is not None}
     dtype = "float32" if not torch.cuda.is_available() else "auto"
     return kept | own | {"trust_remote_code": trust_remote_code, "infer_dtype": dtype}
 
@@ -91,6 +101,25 @@ def load_for_inference(arguments: dict[str, Any]):
     with templates_kept():
         template = copy.copy(host.get_template(tokenizer, data_args))
     return host.load_model(tokenizer, model_args, finetuning_args).eval(), tokenizer, template
+
+
+def load_start(arguments: dict[str, Any], recipe: Mapping[str, Any], run: Path):
+    """Return what `load_for_inference` does, with the rows of new tokens that the run started from.
+
+    They were drawn while training loaded the model. A run saves them beside its adapter; without one they are drawn
+    again by the same seed.
+    """
+    if any(recipe.get(key) for key in TOKEN_ARGUMENTS):
+        set_seed(HOST_SEED if recipe.get("seed") is None else recipe["seed"])
+    loaded = load_for_inference(arguments)
+    model, weights = loaded[0], run / "adapter_model.safetensors"
+    if weights.is_file():
+        with safe_open(weights, "pt") as saved, torch.no_grad():
+            for name in saved.keys():  # noqa: SIM118  (it is no mapping)
+                if name.endswith(STARTED_FROM):
+                    own = model.get_submodule(name.removesuffix(STARTED_FROM).removeprefix("base_model.model."))
+                    own.weight.copy_(saved.get_tensor(name))
+    return loaded
 
 
 def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_code: bool):
@@ -110,7 +139,8 @@ def _load_model(run: Path, record: dict[str, Any], source: str, trust_remote_cod
         adapters = names_of(recipe.get("adapter_name_or_path"))
     if adapters:
         own["adapter_name_or_path"] = ",".join(adapters)
-    return load_for_inference(inference_arguments(record["recipe"], trust_remote_code, **own))
+    arguments = inference_arguments(recipe, trust_remote_code, **own)
+    return load_for_inference(arguments) if source == "policy" else load_start(arguments, recipe, run)
 
 
 @torch.no_grad()

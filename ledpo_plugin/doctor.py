@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import requires, version
+from types import SimpleNamespace
 
 from packaging.requirements import Requirement
 
@@ -50,6 +51,27 @@ def _unchecked_trl() -> bool:
     return any(item.name == "trl" and version("trl") not in item.specifier for item in needed)
 
 
+def _tokens_read_twice() -> bool:
+    kind = host.pieces().ModelArguments
+    try:
+        kind.copyfrom(kind(model_name_or_path="any", add_tokens="any"))
+    except AttributeError:
+        return True
+    return False
+
+
+def _long_context_refused() -> bool:
+    from transformers import LlamaConfig
+
+    rope = importlib.import_module("llamafactory.model.model_utils.rope")
+    wanted = SimpleNamespace(rope_scaling="linear", model_max_length=32)
+    try:
+        rope.configure_rope(LlamaConfig(max_position_embeddings=16), wanted)
+    except Exception as error:  # its class is huggingface_hub's, and not public
+        return "max_position_embeddings" in str(error)
+    return False
+
+
 HOST_BUGS = (
     HostBug(
         "stage dpo with pref_loss hinge, ipo or kto_pair trains plain sigmoid DPO",
@@ -60,6 +82,16 @@ HOST_BUGS = (
         "stage ppo stops with an ImportError (it asks for an older trl)", _ppo_refused, "stage ledpo_ppo trains PPO"
     ),
     HostBug(".json recipes crash on reading", _json_recipes_crash, "write recipes as YAML"),
+    HostBug(
+        "new tokens (add_tokens, add_special_tokens) with a reference that is loaded stop the run",
+        _tokens_read_twice,
+        "save the model with its new tokens first, or use LoRA",
+    ),
+    HostBug(
+        "rope_scaling beyond the model's own context stops the run",
+        _long_context_refused,
+        "write rope_parameters into the model's config.json",
+    ),
     HostBug(
         "the installed trl is outside what LLaMA-Factory asks for", _unchecked_trl, "pip install a trl in its range"
     ),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .betas import mixture_token_logps
 from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
 from .plans import PREFIX, Plan
-from .scoring import scoring
+from .scoring import scored
 from .shared_prompt import PAIR, attention_of
 
 OURS = "ledpo_"  # keys that the model never sees
@@ -152,8 +152,7 @@ def _planned(model, inputs, plan: Plan, wants, ld_alpha, mixture) -> RowOutput:
     def mix(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return mixture_token_logps(logits, mixture.reference_logits[part], plan.target[part], mixture.epsilon)
 
-    with scoring(output_layer(model), plan, wants, mix if mixture else None) as scores:
-        model(**inputs)
+    scores = scored(model, inputs, output_layer(model), plan, wants, mix if mixture else None)
     if scores.token_logps is None:
         raise ValueError(
             f"{type(model).__name__} did not call its output layer, so its predictions cannot be read at single "

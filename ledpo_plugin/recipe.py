@@ -99,6 +99,7 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     combinations.check_head_source,
     combinations.check_effect,
     reference.check_reference_adapter,
+    reference.check_drawn_weights,
     combinations.check_frozen_policy,
     combinations.check_evaluated_head,
     combinations.check_fill,
@@ -123,6 +124,8 @@ CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
     files.check_data_choice,
     files.check_data,
     packages.check_packages,
+    packages.check_rope,
+    files.check_reference_model,
     streaming.check_tokenized_stream,
 )
 
@@ -135,6 +138,8 @@ OF_MACHINE = (
     files.check_paths,
     files.check_data,
     packages.check_packages,
+    packages.check_rope,
+    files.check_reference_model,
     streaming.check_tokenized_stream,
     rewards.check_reward_files,
 )

@@ -283,7 +283,8 @@ def _label(row: Mapping[str, Any], entry: Entry) -> bool:
 def _asked(turns: list[Turn], entry: Entry) -> list[Turn]:
     if not turns:
         raise RowFault(
-            "no prompt: name its column as 'prompt' (alpaca) or 'messages' (sharegpt) in the entry's columns"
+            "no prompt: name its column as 'prompt' (alpaca) or 'messages' (sharegpt) in the entry's columns. Where "
+            "the answers are texts that begin with it (TRL's implicit prompt), split it off into a column of its own"
         )
     _check_order(turns)
     if len(turns) % 2 == 0:

@@ -4,12 +4,18 @@ The output layer of a language model is by far its widest. Here it runs at the p
 each chunk's logits are gone before the next one's come. It is still the model itself that calls its output layer,
 inside its own forward, so DDP, FSDP and DeepSpeed, which prepare a layer's weights for just that call, see nothing
 unusual: for the length of one pass the layer's `forward` is another one.
+
+Some models go on behind their output layer: Gemma caps its logits, Cohere and Granite scale them. A model that does so
+is found in its first pass, by what it makes of a mark in the place of logits. It then gets the logits of the planned
+positions, all at once, and what it makes of them is what counts.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +23,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_NUMBERS = 2**24  # logits held at a time: 64 MB in fp32
+MARK = 4096.0  # far above every cap, and exact in each floating-point type
+
+# Output layers of models seen in a pass -> whether the model changes what the layer gives.
+_goes_on: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass
@@ -96,8 +106,7 @@ def token_logps(layer: nn.Module, forward: Callable[[Tensor], Tensor], hidden: T
 def _entropies(forward: Callable[[Tensor], Tensor], hidden: Tensor, vocabulary: int) -> Tensor:
     parts = []
     for part in _chunks(hidden.shape[0], vocabulary):
-        logp = F.log_softmax(forward(hidden[part]).float(), dim=1)
-        parts.append(-(logp.exp() * logp).sum(1))
+        parts.append(_entropy(forward(hidden[part])))
     return torch.cat(parts)
 
 
@@ -114,9 +123,7 @@ def scoring(
         mixture: called with each chunk's logits `[n, V]` and its slice of the N; gives two `[n]` (epsilon-DPO).
         temperature: divides the logits of the response tokens; the output layer has no bias where it is not 1.
     """
-    scores = Scores()
-    original = layer.forward
-    was_set = "forward" in vars(layer)  # some libraries replace the forward of an instance, too
+    scores, original = Scores(), layer.forward
 
     def score(hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
@@ -142,13 +149,97 @@ def scoring(
                     for part in _chunks(needed.shape[0], vocabulary)
                 ]
                 scores.mixtures = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-        return hidden[..., :1]  # the model hands on what it believes to be logits; nobody reads them
+        # What the model takes for logits and hands on. It stays in the graph, through which DDP looks for parameters.
+        return hidden[..., :1] * 0 + MARK
 
-    layer.forward = score
-    try:
+    with _instead(layer, score):
         yield scores
+
+
+@contextmanager
+def _instead(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    original = layer.forward
+    was_set = "forward" in vars(layer)  # some libraries replace the forward of an instance, too
+    layer.forward = forward
+    try:
+        yield
     finally:
         if was_set:
             layer.forward = original
         else:
             del layer.forward  # the class's own again
+
+
+def scored(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    layer: nn.Module,
+    plan,
+    wants: frozenset[str],
+    mixture: Callable | None = None,
+    temperature: float = 1.0,
+) -> Scores:
+    """Run a model and return the scores of a plan, as of `scoring`; what it does behind its output layer counts.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        inputs: of the model, with `return_dict`.
+        layer: the model's output layer.
+        plan: see `scoring`, as the rest.
+    """
+    goes_on = _goes_on.get(layer)
+    if not goes_on:
+        with scoring(layer, plan, wants, mixture, temperature) as scores:
+            output = model(**inputs)
+        if goes_on is None and scores.token_logps is not None:
+            goes_on = not bool((output.logits == MARK).all())
+            _goes_on[layer] = goes_on
+        if not goes_on:
+            return scores
+    return _scored_behind(model, inputs, layer, plan, wants, mixture, temperature)
+
+
+def _scored_behind(model, inputs, layer, plan, wants, mixture, temperature) -> Scores:
+    """Return the scores from the logits that the model makes of its output layer's."""
+    scores, original = Scores(), layer.forward
+    count = plan.predict.shape[0]
+
+    def project(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        needed = flat.index_select(0, plan.predict)
+        if "states" in wants:
+            scores.states = needed
+        if "hidden" in wants:
+            scores.hidden = flat.detach().index_select(0, plan.last_prompt).float()
+        if "prompt_nll" in wants:
+            needed = torch.cat([needed, flat.detach().index_select(0, plan.prompt_predict)])
+        return original(needed).unsqueeze(0)
+
+    with _instead(layer, project):
+        logits = model(**inputs).logits[0]
+    scores.token_logps = _logps(logits[:count], plan.target, temperature)
+    with torch.no_grad():
+        if "prompt_nll" in wants:
+            scores.prompt_logps = _logps(logits[count:], plan.prompt_target)
+        own = logits[:count].detach()
+        parts = list(_chunks(count, own.shape[1]))
+        if "entropy" in wants:
+            scores.entropy = torch.cat([_entropy(own[part]) for part in parts]) / math.log(own.shape[1])
+        if "logits" in wants:
+            scores.logits = own.float()
+        if mixture is not None:
+            found = [mixture(own[part].float(), part) for part in parts]
+            scores.mixtures = tuple(torch.cat(values) for values in zip(*found, strict=True))
+    return scores
+
+
+def _logps(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    parts = _chunks(target.shape[0], logits.shape[1])
+    cooled = logits if temperature == 1 else logits / temperature
+    found = [-F.cross_entropy(cooled[part].float(), target[part], reduction="none") for part in parts]
+    return torch.cat(found) if found else logits.new_zeros(0, dtype=torch.float32)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logp = F.log_softmax(logits.float(), dim=1)
+    return -(logp.exp() * logp).sum(1)

@@ -17,7 +17,7 @@ from transformers.modeling_utils import is_fsdp_enabled
 from .beta_training import BetaTraining
 from .betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
 from .caching import ROW, SET, CacheKeeper, to_output, to_values
-from .evaluation_mode import in_evaluation_mode
+from .evaluation_mode import in_evaluation_mode, keep_weights
 from .forward import Mixture, RowOutput, forward_rows, kinds_of_tokens, predictions
 from .fused_lora import fuse_if_same
 from .head_file import load_head, save_head
@@ -366,6 +366,7 @@ class PreferenceTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
+        keep_weights(model)  # transformers has put all of it into evaluation mode
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, columns = self._loss_and_columns(model, inputs, training=False)
         names = sorted(columns)

@@ -4,10 +4,11 @@ import copy
 import importlib
 from typing import Any
 
+from .betas import BETAS
 from .caching import cache_key, describe, open_caches, reference_adapters, why_not
 from .data_checks import drop_unusable
 from .head_file import build_strategy, head_config, load_head
-from .host import TUNER, pieces
+from .host import TUNER, pieces, templates_kept
 from .hparams import FROZEN
 from .layout import Batches
 from .loading import load_data
@@ -16,6 +17,7 @@ from .media_checks import media_fault
 from .mixture import Mixed
 from .reference_adapter import add_frozen_copy, require_decided
 from .reference_cache import ReferenceCache
+from .rewards._models import same_tokens
 from .rl.build import Arguments, build_phase, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer
 from .row_formats import INSTRUCTIONS
@@ -103,17 +105,53 @@ def _caches(
     return caches
 
 
-def _reference(model: Any, model_args, training_args, finetuning_args, needed: bool) -> Any | None:
-    """Return a separate reference model, or None where there is none or the adapter switched off is the reference.
+def _require_same_tokens(run: Arguments) -> None:
+    """Do nothing if a reference model of its own reads the tokens that the policy reads; no weights are loaded.
 
     Raises:
-        ValueError: evaluation alone, of a model without an adapter, with no `ref_model`: margins would all be 0.
+        ValueError: its tokenizer differs.
+    """
+    where = run.finetuning_args.ref_model
+    args = pieces().ModelArguments.copyfrom(run.model_args, model_name_or_path=where, adapter_name_or_path=None)
+    tokenizer = pieces().load_tokenizer(args)["tokenizer"]
+    with templates_kept():
+        pieces().get_template(tokenizer, copy.deepcopy(run.data_args))  # adds the template's own tokens
+    different = same_tokens(run.tokenizer, tokenizer)
+    if different:
+        raise ValueError(
+            f"ref_model: {where} has another tokenizer than {run.model_args.model_name_or_path}: {different}. It would "
+            "read other text than the policy. Name a model with the same tokenizer, such as one that was trained from "
+            "the same base."
+        )
+
+
+def _reference(model_args, training_args, finetuning_args, size: int, needed: bool) -> Any | None:
+    """Return a separate reference model, or None where there is none or the adapter switched off is the reference.
+
+    Args:
+        model_args: of the host, as the next two.
+        training_args: .
+        finetuning_args: .
+        size: of the tokenizer.
+        needed: whether any is.
+
+    Raises:
+        ValueError: evaluation alone, of a model without an adapter, with no `ref_model`: margins would all be 0; or
+            the vocabulary of `ref_model` is too small.
     """
     if not needed:
         return None
     host = pieces()
     if training_args.do_train or finetuning_args.ref_model is not None:
-        return host.create_ref_model(model_args, finetuning_args)
+        reference = host.create_ref_model(model_args, finetuning_args)
+        if finetuning_args.ref_model is not None:
+            rows = reference.get_input_embeddings().weight.shape[0]
+            if 0 < rows < size:  # 0: on this rank DeepSpeed ZeRO-3 holds no part of it
+                raise ValueError(
+                    f"ref_model: {finetuning_args.ref_model} has a vocabulary of {rows}, and the tokenizer has {size} "
+                    "tokens. Name a model with the same tokenizer and vocabulary."
+                )
+        return reference
     if not model_args.adapter_name_or_path:
         raise ValueError(
             "do_train: false without ref_model or adapter_name_or_path: the model would be compared with itself and "
@@ -151,13 +189,20 @@ def build_trainer(
     template = host.get_template(tokenizer_module["tokenizer"], data_args)
     run = Arguments(model_args, data_args, training_args, finetuning_args, tokenizer_module, template, log)
     dataset_module = prompt_data(run) if stage.data == "prompts" else _preferences(run, loss)
-    model = host.load_model(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
+    mode = BETAS[finetuning_args.beta_mode]
+    needs_reference = loss.needs_reference or mode.needs_reference or stage.rollouts
+    if needs_reference and finetuning_args.ref_model is not None:
+        _require_same_tokens(run)
+    model = host.load_model(run.tokenizer, model_args, finetuning_args, training_args.do_train)
+    reference = _reference(model_args, training_args, finetuning_args, len(run.tokenizer), needs_reference)
 
+    reads_reference = reference is not None and finetuning_args.beta_head_source == "reference"
+    read = reference if reads_reference else model
     config = head_config(
         finetuning_args,
         beta0=finetuning_args.pref_beta,
         loss=loss.name,
-        hidden_size=model.config.get_text_config().hidden_size,
+        hidden_size=read.config.get_text_config().hidden_size,
         model=model_args.model_name_or_path,
         seed=training_args.seed,
     )
@@ -165,7 +210,13 @@ def build_trainer(
     if finetuning_args.beta_head_path:
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
-    needs_reference = loss.needs_reference or strategy.needs_reference or stage.rollouts
+    if "epsilon_step" in strategy.needs and reference is not None:
+        rows, other = (one.get_output_embeddings().weight.shape[0] for one in (model, reference))
+        if rows != other:
+            raise ValueError(
+                f"beta_mode {finetuning_args.beta_mode} mixes the logits of policy and reference, and they have {rows} "
+                f"and {other}. Name a ref_model with the same vocabulary, or choose another beta_mode."
+            )
     if needs_reference:
         require_decided(model, model_args, training_args, finetuning_args)
     if finetuning_args.reference_adapter == FROZEN:
@@ -188,7 +239,7 @@ def build_trainer(
         collator.collate_sft = padded_collator(host.InstructionCollator, data_args, model, template, tokenizer_module)
     trainer = _trainer_class(stage)(
         model=model,
-        ref_model=_reference(model, model_args, training_args, finetuning_args, needs_reference),
+        ref_model=reference,
         args=training_args,
         finetuning_args=finetuning_args,
         strategy=strategy,

@@ -225,3 +225,57 @@ def test_gradients_reach_the_policy_through_log_probabilities_only(model):
     output.logps.sum().backward()
     assert model.model.embed_tokens.weight.grad.abs().sum() > 0
     model.zero_grad()
+
+
+def _goes_on_behind(tiny, kind: str):
+    """A tiny model that does something to its logits, with states wide enough for it to matter."""
+    from transformers import AutoConfig, CohereConfig, Gemma2Config, GraniteConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": AutoConfig.from_pretrained(tiny.model).vocab_size}
+    sizes |= {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+    config = {
+        "cap": lambda: Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=2.0),
+        "scale": lambda: CohereConfig(**sizes, logit_scale=3.0),
+        "divisor": lambda: GraniteConfig(**sizes, logits_scaling=0.25),
+    }[kind]()
+    torch.manual_seed(4)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["cap", "scale", "divisor"])
+def test_what_a_model_does_behind_its_output_layer_counts(tiny, kind):
+    model = _goes_on_behind(tiny, kind)
+    batch = _ordinary(_features(1))
+    plan = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"], prompts=True)
+    mixture = Mixture(torch.randn(len(plan.predict), model.config.vocab_size), 0.1)
+    found, slopes = [], []
+    for rows in (batch, batch | plan.to_batch()):
+        model.zero_grad()
+        found.append(forward_rows(model, rows, wants=EVERYTHING, mixture=mixture))
+        found[-1].logps.sum().backward()
+        slopes.append(model.get_input_embeddings().weight.grad.clone())
+    again = forward_rows(model, batch | plan.to_batch(), wants=EVERYTHING, mixture=mixture)
+    for other in (found[1], again):
+        _compare(found[0], other)
+        torch.testing.assert_close(other.logits, found[0].logits, rtol=1e-4, atol=1e-4)
+        for one, two in zip(other.mixtures, found[0].mixtures, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rollouts_are_scored_as_they_are_drawn_from_such_models(tiny, temperature):
+    from ledpo_plugin.rl.scores import answers_batch, score_answers
+
+    model = _goes_on_behind(tiny, "cap")
+    prompts, answers = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
+    scores = score_answers(model, answers_batch(prompts, answers, 256), frozenset({"states"}), temperature)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        wanted = (logits / temperature).log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+        torch.testing.assert_close(scores.logps[row, : len(answer)], wanted, rtol=1e-4, atol=1e-4)
+    assert scores.states.shape == (2, 3, 32)

@@ -111,6 +111,8 @@ def test_doctor_names_the_host_s_bugs_and_passes_here():
     assert bugs["stage dpo with pref_loss hinge, ipo or kto_pair trains plain sigmoid DPO"] is True
     assert bugs["stage ppo stops with an ImportError (it asks for an older trl)"] is True
     assert bugs[".json recipes crash on reading"] is True
+    assert bugs["new tokens (add_tokens, add_special_tokens) with a reference that is loaded stop the run"] is True
+    assert bugs["rope_scaling beyond the model's own context stops the run"] is True
     assert "stage ledpo_ppo trains PPO" in describe(report)
     assert "The LEDPO stages will run." in describe(report)
 

@@ -1,6 +1,7 @@
 """The fast ways are the default and change no result: against the ordinary layout, for every loss and beta mode."""
 
 import pytest
+import torch
 from conftest import series, train
 
 from ledpo_plugin.hparams import BETA_MODES
@@ -113,18 +114,27 @@ def test_each_part_can_be_turned_off(tiny, tmp_path, monkeypatch):
     assert seen["plain"] == {"_plain": 24}
 
 
-def test_a_model_that_answers_otherwise_is_trained_in_the_ordinary_layout(tiny, tmp_path, monkeypatch):
-    """As if the model capped its logits after the output layer: the trial finds it, and the run is still right."""
+def _by_place(logits):
+    """Scale the logits of each token by how far it is from the first."""
+    return logits * (1 + 0.02 * torch.arange(logits.shape[1])).view(1, -1, 1)
+
+
+BEHIND = {"cap": lambda logits: 3.0 * logits.tanh(), "by place": _by_place}
+
+
+@pytest.mark.parametrize("kind", list(BEHIND))
+def test_a_model_that_answers_otherwise_is_trained_in_the_ordinary_layout(tiny, tmp_path, monkeypatch, kind):
+    """A cap behind the output layer is kept in every layout; what depends on the place is found by the trial."""
     from transformers import LlamaForCausalLM
 
     original = LlamaForCausalLM.forward
 
-    def capped(self, *args, **kwargs):
+    def otherwise(self, *args, **kwargs):
         output = original(self, *args, **kwargs)
-        output.logits = 3.0 * output.logits.tanh()
+        output.logits = BEHIND[kind](output.logits)
         return output
 
-    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", otherwise)
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
     import ledpo_plugin.trainer as trainer
 
@@ -137,5 +147,8 @@ def test_a_model_that_answers_otherwise_is_trained_in_the_ordinary_layout(tiny, 
 
     monkeypatch.setattr(trainer, "decide", noting)
     _compare(tiny, tmp_path, beta_mode="fixed", learning_rate=1e-3, max_steps=4)
+    if kind == "cap":
+        assert notes == []
+        return
     assert len(notes) == 1
     assert "Logits at response positions only: not used, because the model gives other log-probabilities" in notes[0]

@@ -15,9 +15,11 @@ from conftest import history, series, train
 from safetensors.torch import load_file
 
 from eval_harness.generation.loading import load
+from eval_harness.generation.scoring import score_outputs
 from ledpo_plugin import host
 from ledpo_plugin.beta_cli import _load_model, beta_of_prompts
 from ledpo_plugin.caching import cache_key
+from ledpo_plugin.experiments.measure import Measured, measure_run
 from ledpo_plugin.recipe import check_recipe
 from ledpo_plugin.run_record import read_record
 from ledpo_plugin.workflow import build_trainer
@@ -217,3 +219,65 @@ def test_recipes_that_say_it_or_need_not_are_good(tiny, sft, tmp_path, changes):
     if "stage" in changes:
         recipe.pop("disable_reference_cache")
     assert check_recipe(recipe, host.recipe_keys(), {}, with_files=False) == []
+
+
+# ---- measured elsewhere: the start and the reference are base and SFT, too
+
+
+def _said(tiny, adapter: Path, rows) -> list[float]:
+    """Return what the base with an adapter merged says of answers, given as (prompt, answer) in tokens."""
+    found = []
+    for prompt, answer in rows:
+        logps = _by_itself(tiny, adapter, torch.tensor([[*prompt, *answer]])).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        found.append(logps[torch.arange(len(answer)), torch.tensor(answer)].sum().item())
+    return found
+
+
+@pytest.fixture
+def measured_run(tiny, sft, tmp_path, unmerged):
+    recipe = _recipe(tiny, sft, tmp_path / "run", reference_adapter="frozen") | {
+        **{"beta_mode": "head", "max_steps": 6, "save_strategy": "steps", "save_steps": 6, "learning_rate": 2e-2},
+        **{"eval_dataset": "heldout", "eval_strategy": "steps", "eval_steps": 6},
+    }
+    return recipe, train(recipe)
+
+
+def test_an_experiment_measures_such_a_run_against_its_adapter(tiny, sft, tmp_path, measured_run):
+    recipe, run = measured_run
+    wanted = {"pairs": ["heldout"], "answers": {"prompts": "heldout", "count": 3, "max_new_tokens": 5, "seed": 1}}
+    found = measure_run([Measured(recipe, run)], tmp_path / "measures", wanted, lambda text: None)
+    own = series(run, "eval_margins/beta_free")[-1]
+    assert abs(own) > 0.05
+    assert found["final"]["heldout/margin"] == pytest.approx(own, rel=1e-3)
+    assert found["final"]["heldout/beta_mean"] == pytest.approx(series(run, "eval_beta/mean")[-1], rel=1e-3)
+    pairs = json.loads((tmp_path / "measures" / "step-000006" / "pairs" / "heldout.json").read_text())["columns"]
+    data = _trainer(recipe | {"output_dir": str(tmp_path / "data")}).eval_dataset
+    start = next(i for i, label in enumerate(data[0]["chosen_labels"]) if label != -100)
+    row = (data[0]["chosen_input_ids"][:start], data[0]["chosen_input_ids"][start:])
+    assert pairs["reference_chosen_logps"][0] == pytest.approx(_said(tiny, sft, [row])[0], rel=1e-4)
+    (file,) = (tmp_path / "measures" / "step-000006").rglob("answers.json")
+    for answer in json.loads(file.read_text())["rows"]:
+        assert abs(answer["logps"] - answer["start_logps"]) > 1e-3
+    # The weights that were taken are there again: a second measurement of the same is the same.
+    again = measure_run([Measured(recipe, run)], tmp_path / "again", wanted, lambda text: None)
+    assert again["final"] == found["final"]
+
+
+def test_scores_and_implicit_rewards_of_such_a_run_are_against_its_adapter(tiny, sft, tmp_path, measured_run):
+    from test_rewards import build, pairs_of
+    from test_rewards import load as load_policy
+
+    recipe, run = measured_run
+    loaded = load(run)
+    prompts, answers = ["river stone", "light"], [[70, 71, 72], [80, 81]]
+    rows = list(zip(loaded.encode(prompts), answers, strict=True))
+    found = score_outputs(loaded, prompts, answers)
+    wanted = _said(tiny, sft, rows)
+    assert found["reference_logps"] == pytest.approx(wanted, rel=1e-4)
+    assert found["reference_logps"] != pytest.approx(_said(tiny, None, rows), rel=1e-3)
+
+    trainer = _trainer(recipe | {"output_dir": str(tmp_path / "data")})
+    policy = load_policy(tiny, tmp_path / "policy", reward_model=str(run), reward_model_type="implicit")
+    rewards, _ = build(policy)
+    output = rewards.score(pairs_of(trainer.eval_dataset, policy, "chosen"), policy.model)
+    assert output.total.mean().item() == pytest.approx(series(run, "eval_rewards/chosen")[-1], rel=1e-3)

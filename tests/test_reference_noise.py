@@ -235,3 +235,58 @@ def test_a_run_and_its_evaluation_have_one_reference(tiny, tmp_path):
         out = train(alone | changes | {"adapter_name_or_path": both, "output_dir": str(tmp_path / str(len(changes)))})
         found = json.loads((out / "eval_results.json").read_text())["eval_margins/beta_free"]
         assert found == pytest.approx(series(trained, "eval_margins/beta_free")[-1], abs=1e-3)
+
+
+# ---- layers that change in evaluation mode
+
+
+class _Packing(torch.nn.Linear):
+    """A linear layer that is lost for training once it is asked in evaluation mode, as bitsandbytes' on some CPUs."""
+
+    packed = False
+
+    def forward(self, x):
+        """Return the layer's output; without a gradient from the first pass in evaluation mode on."""
+        self.packed = self.packed or not (self.training or x.requires_grad)
+        return super().forward(x.detach() if self.packed else x)
+
+
+_Packing.__module__ = "bitsandbytes.nn.modules"
+
+
+def test_no_pass_of_a_training_run_packs_quantised_weights(tiny, tmp_path):
+    """Neither the trials before the first step, nor the reference's passes, nor an evaluation in between."""
+    found = []
+
+    def with_packing(model):
+        for module in model.modules():
+            if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+                module.__class__ = _Packing
+                found.append(module)
+
+    recipe = tiny.recipe(
+        tmp_path / "run", beta_mode="fixed", eval_dataset="heldout", eval_strategy="steps", eval_steps=1, max_steps=3
+    )
+    plain = train(recipe | {"output_dir": str(tmp_path / "plain"), "disable_fused_lora": True})
+    loader = importlib.import_module("llamafactory.model")
+    original = loader.load_model
+
+    def load_model(*args, **kwargs):
+        model = original(*args, **kwargs)
+        with_packing(model)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ledpo_plugin.workflow.pieces", _pieces_with(load_model))
+        run = train(recipe)
+    assert found
+    assert not any(module.packed for module in found)
+    assert series(run, "grad_norm") == pytest.approx(series(plain, "grad_norm"), rel=1e-4)
+
+
+def _pieces_with(load_model):
+    from types import SimpleNamespace
+
+    from ledpo_plugin.host import pieces
+
+    return lambda: SimpleNamespace(**(vars(pieces()) | {"load_model": load_model}))

@@ -4,7 +4,9 @@ import json
 import math
 
 import pytest
+import torch
 from conftest import cli, series, train, write_recipe
+from transformers import AutoConfig, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 STEPS = 20
 CASES = {
@@ -90,3 +92,24 @@ def test_a_switched_off_plugin_refuses_rather_than_trains_something_else(tiny, t
     done = cli("train", path, env={"LEDPO_PLUGIN_DISABLE": "1"})
     assert done.returncode != 0
     assert not (tmp_path / "run" / "trainer_state.json").exists()
+
+
+def test_a_cap_behind_the_output_layer_is_kept(tiny, tmp_path):
+    """Gemma 2 caps its logits. As long as they are small a trial does not show it: they grow in training."""
+    config = AutoConfig.from_pretrained(tiny.model)
+    sizes = {key: getattr(config, key) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(2)
+    model = Gemma2ForCausalLM(
+        Gemma2Config(**sizes, **ids, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    )
+    assert model.config.final_logit_softcapping == 30.0
+    with torch.no_grad():  # a cap of 30 changes logits of 1 by 0.0004, and of 20 by 2.5
+        model.get_input_embeddings().weight.mul_(0.01)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(tmp_path / "model")
+    own = {"model_name_or_path": str(tmp_path / "model"), "pref_beta": 0.1, "max_steps": 12, "learning_rate": 5e-2}
+    own |= {"finetuning_type": "full", "lora_rank": None, "lora_target": None}
+    stock = train(tiny.recipe(tmp_path / "stock", stage="dpo", **own))
+    ours = train(tiny.recipe(tmp_path / "ours", beta_mode="fixed", **own))
+    assert series(ours, "loss") == pytest.approx(series(stock, "loss"), rel=1e-4, abs=1e-5)

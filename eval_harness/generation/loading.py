@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ledpo_plugin.beta_cli import encode_prompt, inference_arguments, load_for_inference, pad_prompts
+from ledpo_plugin.beta_cli import encode_prompt, inference_arguments, load_for_inference, load_start, pad_prompts
 from ledpo_plugin.betas import BETAS, BetaFeatures, BetaStrategy
 from ledpo_plugin.forward import forward_rows
 from ledpo_plugin.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
@@ -37,6 +37,8 @@ class Loaded:
     start: dict[str, Any] | None = None  # arguments of the model that training started from
     start_is_below: bool = True  # whether it is the model with its adapter switched off, where it has one
     reference: dict[str, Any] | None = None  # those of a reference model of the run's own
+    recipe: dict[str, Any] = field(default_factory=dict)  # of the run
+    folder: Path = Path()  # of the run
     _models: dict[str, nn.Module] = field(default_factory=dict)
     _betas: dict[tuple[int, ...], float] = field(default_factory=dict)  # of prompts that were asked for
 
@@ -80,7 +82,7 @@ class Loaded:
 
     def _other(self, what: str, arguments: dict[str, Any]) -> nn.Module:
         if what not in self._models:
-            self._models[what] = load_for_inference(arguments)[0]
+            self._models[what] = load_start(arguments, self.recipe, self.folder)[0]
         return self._models[what]
 
     @contextmanager
@@ -217,6 +219,7 @@ def _load_run(run: Path, trust_remote_code: bool) -> Loaded:
         arguments = inference_arguments(recipe, trust_remote_code, **below | {"model_name_or_path": str(run)})
         model, tokenizer, template = load_for_inference(arguments)
     loaded = Loaded(run.name, model, tokenizer, template, _identity(recipe, run), arguments, start=start)
+    loaded.recipe, loaded.folder = recipe, run
     loaded.start_is_below = not frozen  # of a frozen adapter the start is the reference, too, and loaded when asked
     if record.get("ref_model"):
         loaded.reference = inference_arguments(

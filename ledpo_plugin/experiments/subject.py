@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import set_seed
 
+from ledpo_plugin._recipe_reference import DRAWN
 from ledpo_plugin.beta_cli import pad_prompts
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.caching import cache_key, open_caches
@@ -91,6 +92,12 @@ def measuring_recipe(recipe: Mapping[str, Any], folder: Path, reference_model: b
         raise ValueError(
             "pissa_init: true rewrites the base weights at random, so a checkpoint's adapter does not fit a model "
             "that is loaded anew, and the run cannot be measured. Remove pissa_init."
+        )
+    drawn = [key for key in DRAWN if recipe.get(key)]
+    if drawn:
+        raise ValueError(
+            f"{drawn[0]} has weights drawn at random while a model loads, so that the start of a run cannot be loaded "
+            f"anew, and the run cannot be measured. Save the model with its new weights first, and remove {drawn[0]}."
         )
     kept = {*building_keys(), *LAYOUT_KEYS, *(REFERENCE_KEYS if reference_model else ())}
     return {key: value for key, value in recipe.items() if key in kept and value is not None} | {
@@ -175,6 +182,9 @@ class Subject:
         self.trainer = self._build(model, {name: self.data[name] for name in measured}, folder)
         self.model.eval()
         self._at_start = True
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        keep = bool(evaluation.get("answers")) and not self.trainer.adapter_is_new
+        self._started_from = self._weights(trained) if keep else None
         self._rewards: dict[str, Any] = {}
         self._start_logps = self._of_start(measured)
         self._features = self._of_reference(measured) if head == "reference" else {}
@@ -293,6 +303,24 @@ class Subject:
             raise RuntimeError("The start's weights are gone: measure it before the checkpoints.")
         with self.trainer._reference(self.model):
             yield
+
+    @contextmanager
+    def _as_started(self) -> Iterator[nn.Module]:
+        """Give the model as training started from it; afterwards it has the weights that were taken last."""
+        if self._started_from is None:  # the adapter began as nothing, and is switched off
+            with self.trainer._reference(self.model) as reference:
+                yield reference
+            return
+        taken = self._weights(self._started_from)
+        try:
+            _put(self.model, self._started_from)
+            yield self.model
+        finally:
+            _put(self.model, taken)
+
+    def _weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        own = dict(self.model.named_parameters())
+        return {name: own[name].detach().clone() for name in names}
 
     # ---- weights
 
@@ -416,8 +444,8 @@ class Subject:
         logps, entropy = self._of_answers(self.model, prompts, whole)
         start = logps
         if not self._at_start:  # else the model is the start, with its adapter off already
-            with self.trainer._reference(self.model) as reference:
-                start, _ = self._of_answers(reference, prompts, whole)
+            with self._as_started() as started:
+                start, _ = self._of_answers(started, prompts, whole)
         return [
             {
                 "prompt": readable_prompt(prompt, self.tokenizer, self.template),
@@ -530,6 +558,13 @@ class Subject:
                 parts.append(forward_rows(model, batch, wants=frozenset({"hidden", "prompt_nll"})))
         hidden = torch.cat([part.hidden.float().cpu() for part in parts])
         return hidden, torch.cat([part.prompt_nll.float().cpu() for part in parts])
+
+
+@torch.no_grad()
+def _put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    for name, values in weights.items():
+        own[name].copy_(values)
 
 
 def item_id(value: Any) -> str:

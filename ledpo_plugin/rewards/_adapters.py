@@ -71,6 +71,11 @@ class Speaker:
             yield speaking
 
 
+def as_loaded(model: nn.Module) -> Speaker:
+    """Return the speaker of a model from the host's loader, with its adapters: merged, or at work where it cannot."""
+    return Speaker(model, model.active_adapter if is_peft(model) else None)
+
+
 def add_adapter(model: nn.Module, folder: Path, where: str) -> str:
     """Add the adapter in `folder` to a PEFT model, frozen and not active; return its name in the model.
 

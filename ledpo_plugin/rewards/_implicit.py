@@ -11,7 +11,7 @@ from ledpo_plugin.head_file import HeadFileError, build_strategy, load_head
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import plan_of_rows
 
-from ._adapters import Speaker, add_adapter, is_peft
+from ._adapters import Speaker, add_adapter, as_loaded, is_peft
 from ._models import in_parts, load_other, passes
 from ._runs import FROM_PROMPT, Run, RunProblem, below, names_of, read_run, same_model, same_models
 from ._types import NONE, RewardBatch, RewardError
@@ -154,4 +154,4 @@ def _reference(run: Run, policy: Speaker, shares: bool, context: Any) -> Speaker
 
 
 def _beside(context: Any, where: str, adapters: list[str]) -> Speaker:
-    return Speaker(load_other(context, where, "of an implicit reward", ",".join(adapters) or None), None)
+    return as_loaded(load_other(context, where, "of an implicit reward", ",".join(adapters) or None))

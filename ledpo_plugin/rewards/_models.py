@@ -78,6 +78,12 @@ def load_other(context: Any, where: str, what: str, adapters: Any = None, bits: 
         RewardError: its tokenizer differs from the policy's.
     """
     host = pieces()
+    if context.model_args.add_tokens or context.model_args.add_special_tokens:
+        raise RewardError(
+            f"{where} ({what}) is loaded beside a policy with new tokens, whose weights it does not have. Save the "
+            "policy's model with the new tokens first, train a reward model on that, and remove add_tokens and "
+            "add_special_tokens."
+        )
     args = host.ModelArguments.copyfrom(
         context.model_args, model_name_or_path=where, adapter_name_or_path=adapters, quantization_bit=bits
     )

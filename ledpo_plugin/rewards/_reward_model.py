@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ledpo_plugin.forward import last_hidden
 
-from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, is_peft, kept
+from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, as_loaded, is_peft, kept
 from ._models import folder_of, in_parts, load_other, passes
 from ._types import NONE, RewardBatch, RewardError
 
@@ -149,4 +149,4 @@ def build_full(one: Any, context: Any) -> HeadReward:
     head = load_value_head(folder, last, model.config.get_text_config().hidden_size)
     require_same_hidden(model, one.where)
     context.log(f"Reward {one.name}: a model of its own, {one.where}.")
-    return HeadReward(head, Speaker(model, None), rows=context.rows, passes=passes([model], context.model))
+    return HeadReward(head, as_loaded(model), rows=context.rows, passes=passes([model], context.model))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ledpo_plugin._recipe_reference import DRAWN
 from ledpo_plugin.betas import BETAS
 from ledpo_plugin.head_file import HeadFileError, load_config
 from ledpo_plugin.hparams import FROZEN
@@ -83,6 +84,10 @@ def read_run(where: str) -> Run:
     if recipe.get("pissa_init"):
         why = "it was trained with pissa_init: true, so that its adapter does not fit a base that is loaded anew"
         raise RunProblem(why, "train the run anew without pissa_init")
+    drawn = [key for key in DRAWN if recipe.get(key)]
+    if drawn:
+        why = f"it was trained with {drawn[0]}, so that a base that is loaded anew lacks the weights it started from"
+        raise RunProblem(why, "save the model with its new tokens first, and train the run on that")
     try:
         head = load_config(folder)
     except HeadFileError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ledpo_plugin.forward import OURS, output_layer
 from ledpo_plugin.logps import IGNORE
 from ledpo_plugin.plans import Plan, plan_of_rows
-from ledpo_plugin.scoring import scoring
+from ledpo_plugin.scoring import scored
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def score_answers(
         )
     plan = Plan.from_batch(batch)
     inputs = {key: value for key, value in batch.items() if not key.startswith(OURS)}
-    with scoring(layer, plan, wants, temperature=temperature) as scores:
-        model(**inputs, return_dict=True, use_cache=False)
+    inputs |= {"return_dict": True, "use_cache": False}
+    scores = scored(model, inputs, layer, plan, wants, temperature=temperature)
     if scores.token_logps is None:
         raise ValueError(
             f"{type(model).__name__} did not call its output layer, so that predictions at single positions cannot "
