@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PLOT = "gpu.png"
 STEPS = ("correct", "speed", "kernels", "study", "rollouts")
 COMMAND = "benchmarks/gpu/pack.sh, then on the GPU machine: benchmarks/gpu/run.sh .parts OUT"
 PEAK = 989e12  # dense bf16 operations a second of an H100 or H200 (SXM), by the vendor's datasheet
@@ -188,7 +189,10 @@ def markdown(folder: Path) -> str:
             "",
         ]
         if not found["complete"]:
-            lines += ["The step was cut off by its time limit: what follows is what was done until then.", ""]
+            then = "what follows is what was done until then" if found["rows"] else "nothing was finished before"
+            lines += [f"The step was cut off by its time limit: {then}.", ""]
+            if not found["rows"]:
+                continue
         lines += [NOTES[step], "", *tables_of(step, found["rows"]), ""]
     return "\n".join(lines)
 
@@ -208,6 +212,8 @@ def plot(folder: Path, target: Path) -> None:
         if "later_epochs" in row and not row.get("again"):
             name = f"{row['shape']}, {row['tuning']}, {row['pairs']} pairs of {row['tokens']} tokens a side"
             cases.setdefault(name, []).append((row["label"], row["later_epochs"]))
+    if not cases:
+        return
     figure, axes = pyplot.subplots(len(cases), 1, figsize=(9, 0.6 + sum(0.4 * len(c) + 0.9 for c in cases.values())),
                                    squeeze=False, height_ratios=[len(case) + 2 for case in cases.values()])  # fmt: skip
     for axis, (name, bars) in zip(axes[:, 0], cases.items(), strict=True):
@@ -223,11 +229,15 @@ def plot(folder: Path, target: Path) -> None:
     figure.savefig(target, dpi=110, metadata={"Software": None})
 
 
+def document(folder: Path) -> str:
+    """Return the document with the plot in it, where there is one beside the folder."""
+    text = markdown(folder)
+    if (folder.parent / PLOT).is_file():
+        text = text.replace("## Speed\n", f"## Speed\n\n![Seconds a step]({PLOT})\n", 1)
+    return text
+
+
 if __name__ == "__main__":
     source = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "docs" / "gpu"
-    picture = source.parent / "gpu.png"
-    plot(source, picture)
-    text = markdown(source)
-    if picture.is_file():
-        text = text.replace("## Speed\n", "## Speed\n\n![Seconds a step](gpu.png)\n", 1)
-    (source.parent / "gpu.md").write_text(text)
+    plot(source, source.parent / PLOT)
+    (source.parent / "gpu.md").write_text(document(source))
