@@ -157,6 +157,7 @@ def bare_environment(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_every_step_runs_from_the_packed_parts_where_nothing_else_of_ours_is(tmp_path):
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_HUB_OFFLINE")}

@@ -1,14 +1,20 @@
 """Which accelerators a run is given: whole ones, several, or one that it shares."""
 
+import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ledpo_plugin.experiments import launchers
 from ledpo_plugin.experiments.definition import Resources
 from ledpo_plugin.experiments.launchers import LocalLauncher, NotEnough, Task
+from ledpo_plugin.experiments.store import locked
 
 # Stands in for a worker's work alone: a process that says which devices it was given and stays until it is told to go.
 SITS = (
@@ -21,6 +27,7 @@ SITS = (
 
 @pytest.fixture
 def sitting(monkeypatch):
+    monkeypatch.setenv("LEDPO_FORK_RUNS", "0")
     monkeypatch.setattr(launchers, "worker_command", lambda folder: [sys.executable, "-c", SITS, str(folder)])
 
 
@@ -80,3 +87,74 @@ def test_a_share_needs_an_accelerator(monkeypatch):
 
 def test_a_share_is_one_process():
     assert [Resources(gpus=gpus).processes for gpus in (0, 0.125, 1, 4)] == [1, 1, 1, 4]
+
+
+# ---- forked runs
+
+
+@pytest.fixture
+def forking():
+    resources = Resources(cpus=1, memory_gb=0.001)
+    launcher = LocalLauncher(resources, jobs=4)
+    yield lambda name, folder: launcher.start(Task(name, folder, resources)), launcher
+    launcher.stop()
+
+
+def _job(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(text)
+    return folder
+
+
+def test_workers_are_forked_and_their_status_and_output_are_their_own(forking, tmp_path):
+    start, launcher = forking
+    start("none", _job(tmp_path / "none", "[]"))  # no job: the worker says so, and ends with 1
+    start("odd", _job(tmp_path / "odd", json.dumps({"kind": "run", "cwd": "/nowhere"})))
+    ended: dict[str, int] = {}
+    _wait(lambda: ended.update(launcher.finished()) or len(ended) == 2)
+    assert ended == {"none": 1, "odd": 1}
+    assert "start this with `ledpo run`" in (tmp_path / "none" / "worker.log").read_text()
+    assert "No such file or directory: '/nowhere'" in (tmp_path / "odd" / "worker.log").read_text()
+
+
+def test_nothing_is_left_of_a_launcher_that_stops(forking, tmp_path):
+    start, launcher = forking
+    _job(tmp_path / "waits", json.dumps({"kind": "run", "cwd": "/"}))
+    with locked(tmp_path / "waits", "a test"):  # the worker waits for the lock
+        start("waits", tmp_path / "waits")
+        log = tmp_path / "waits" / "worker.log"
+        _wait(lambda: "waiting for" in log.read_text())
+        launcher.finished()
+        worker, server = launcher.running["waits"][0].pid, launcher.server.process.pid
+        assert psutil.Process(worker).ppid() == server
+        launcher.stop()
+        _wait(lambda: not any(psutil.pid_exists(pid) for pid in (worker, server)))
+
+
+def test_a_server_that_was_killed_takes_its_workers_along_and_the_next_run_has_a_new_one(forking, tmp_path):
+    start, launcher = forking
+    _job(tmp_path / "waits", json.dumps({"kind": "run", "cwd": "/"}))
+    with locked(tmp_path / "waits", "a test"):
+        start("waits", tmp_path / "waits")
+        _wait(lambda: "waiting for" in (tmp_path / "waits" / "worker.log").read_text())
+        launcher.finished()
+        worker = launcher.running["waits"][0].pid
+        os.kill(launcher.server.process.pid, signal.SIGKILL)
+        _wait(lambda: launcher.finished() == {"waits": -signal.SIGKILL})
+        _wait(lambda: not psutil.pid_exists(worker))
+    start("none", _job(tmp_path / "none", "[]"))
+    _wait(lambda: launcher.finished() == {"none": 1})
+
+
+def test_the_libraries_of_the_server_leave_the_gpu_alone():
+    """What is imported before the fork must neither use the GPU nor start threads of Python."""
+    code = (
+        "import threading\n"
+        "from ledpo_plugin.experiments.worker_server import LIBRARIES, require_untouched_gpu\n"
+        "[__import__(name) for name in LIBRARIES]\n"
+        "require_untouched_gpu()\n"
+        "import sys; print(threading.active_count(), 'llamafactory' in sys.modules)"
+    )
+    environ = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 
 from .definition import Resources
 from .store import WORKER_LOG
-from .worker import die_with_parent
+from .training_process import die_with_parent
+from .worker_server import ForkedWorker, WorkerServer
 
 WORKER = "ledpo_plugin.experiments.worker"
 RESERVED_GB = 1.0  # memory left to everything else
+# Runs are forked from a process that has imported the libraries, where that is safe: on Linux. 0: each imports them.
+FORK = "LEDPO_FORK_RUNS"
 
 
 class NotEnough(RuntimeError):
@@ -76,28 +79,26 @@ class LocalLauncher:
         self.free = _devices() * resources.sharing if resources.gpus else []
         room = _room(resources, self.free)
         self.slots = min(room) if jobs is None else jobs
-        self.running: dict[str, tuple[subprocess.Popen, Task, list[str]]] = {}
+        self.running: dict[str, tuple[subprocess.Popen | ForkedWorker, Task, list[str]]] = {}
+        self.server: WorkerServer | None = None
         if resources.gpus:
             self.slots = min(self.slots, len(self.free) // resources.devices)
 
     def start(self, task: Task) -> None:
         """Start a worker in a process group of its own; it dies with this process."""
         taken = [self.free.pop(0) for _ in range(task.resources.devices)]
-        environ = os.environ | worker_environ(task.resources)
+        environ = worker_environ(task.resources)
         if taken:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
         task.folder.mkdir(parents=True, exist_ok=True)
-        with (task.folder / WORKER_LOG).open("ab") as log:
-            process = subprocess.Popen(
-                worker_command(task.folder),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environ,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        self.running[task.name] = process, task, taken
+        begin = self._fork if forks() else _spawn
+        self.running[task.name] = begin(task.folder, environ), task, taken
+
+    def _fork(self, folder: Path, environ: dict[str, str]) -> ForkedWorker:
+        if self.server is None or self.server.gone:
+            threads = {key: value for key, value in environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+            self.server = WorkerServer(folder / WORKER_LOG, threads)
+        return self.server.start(folder, folder / WORKER_LOG, environ)
 
     def finished(self) -> dict[str, int]:
         """Return name -> exit status of the workers that ended since the last call."""
@@ -113,12 +114,38 @@ class LocalLauncher:
     def stop(self) -> None:
         """Kill all workers with everything they started; their runs go on from their checkpoints another time."""
         for process, _, _ in self.running.values():
+            process.poll()
+            if process.pid is None:  # not forked yet; it dies with the server
+                continue
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-            process.wait()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
         self.running.clear()
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+
+
+def forks() -> bool:
+    """Whether runs are forked from a process that has their libraries."""
+    return sys.platform == "linux" and os.environ.get(FORK, "1") != "0"
+
+
+def _spawn(folder: Path, environ: dict[str, str]) -> subprocess.Popen:
+    """Start a worker as a process that imports its libraries itself."""
+    with (folder / WORKER_LOG).open("ab") as log:
+        return subprocess.Popen(
+            worker_command(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environ,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
 
 
 def _devices() -> list[str]:

@@ -1,19 +1,13 @@
 """One training of a run, by the stock command: started, or gone on with after a kill, and held to its budget."""
 
-import ctypes
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ledpo_plugin.checkpoints import checkpoints_of, set_aside_incomplete
-from ledpo_plugin.supported import INSTALL_HOST
 from ledpo_plugin.usage import USAGE
 
 from .budget import COUNTED, Budget, logged, overrun, share_missed, used
@@ -21,6 +15,7 @@ from .definition import read_yaml
 from .files import read_json, tail, write_json
 from .plan import RECIPE, TRAIN, Training
 from .store import now, write_recipe
+from .training_process import run_stock
 
 TRAINED, TRAIN_LOG = "trained.json", "train.log"
 
@@ -31,25 +26,6 @@ class RunFailed(RuntimeError):
     def __init__(self, message: str, log_tail: list[str] | None = None):
         super().__init__(message)
         self.log_tail = log_tail or []
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when the one that started it is killed (Linux; elsewhere nothing is done)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-
-
-def stock_command() -> str:
-    """Return the stock command of this environment.
-
-    Raises:
-        RunFailed: it is not installed.
-    """
-    beside = Path(sys.executable).parent / "llamafactory-cli"
-    found = str(beside) if beside.is_file() else shutil.which("llamafactory-cli")
-    if not found:
-        raise RunFailed(f"llamafactory-cli is not installed here: {INSTALL_HOST}.")
-    return found
 
 
 def trainings_of(folder: Path, job: Mapping[str, Any]) -> list[Training]:
@@ -118,23 +94,14 @@ def call(folder: Path, processes: int, lock: int) -> None:
     Raises:
         RunFailed: it ended with an error.
     """
-    environ = dict(os.environ)
-    if processes > 1:
-        environ |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(processes)}
-    command = [stock_command(), "train", str(folder / RECIPE)]
+    arguments = ["train", str(folder / RECIPE)]
     with (folder / TRAIN_LOG).open("ab") as log:
-        log.write(f"\n[{now()}] {' '.join(command)}\n".encode())
+        log.write(f"\n[{now()}] llamafactory-cli {' '.join(arguments)}\n".encode())
         log.flush()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environ,
-            pass_fds=(lock,),
-            preexec_fn=die_with_parent,
-        )
-        status = process.wait()
+        try:
+            status = run_stock(arguments, log, processes, lock)
+        except FileNotFoundError as error:
+            raise RunFailed(str(error)) from None
     if status != 0:
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         log_file = folder / TRAIN_LOG

@@ -25,23 +25,11 @@ from .merging import merged_log, merged_usage
 from .operations import by_kind, summed
 from .plan import JOB, RECIPE, TRAIN, Training
 from .store import FORMAT, RESULT, Locked, is_finished, locked, now, write_state
-from .training import (
-    TRAIN_LOG,
-    TRAINED,
-    RunFailed,
-    call,
-    die_with_parent,
-    stock_command,
-    train,
-    training_log,
-    trainings_of,
-    usage_of,
-)
+from .training import TRAIN_LOG, TRAINED, RunFailed, call, train, training_log, trainings_of, usage_of
 
-__all__ = ["TRAINED", "TRAIN_LOG", "die_with_parent", "main", "stock_command"]
+__all__ = ["TRAINED", "TRAIN_LOG", "main"]
 
 MEASURES = "measures"
-STARTED = now()
 
 
 def main(folder: Path) -> int:
@@ -50,11 +38,11 @@ def main(folder: Path) -> int:
     if not isinstance(job, dict):
         print(f"{folder / JOB} is missing or damaged: start this with `ledpo run`.", file=sys.stderr)
         return 1
-    waiting = False
+    waiting, started = False, now()
     while True:
         try:
             with locked(folder, "at work on this run") as lock:
-                return _finish(folder, job, lock)
+                return _finish(folder, job, lock, started)
         except Locked as error:
             if not waiting:
                 print(f"waiting for {error}", flush=True)
@@ -62,39 +50,39 @@ def main(folder: Path) -> int:
             time.sleep(0.5)
 
 
-def _finish(folder: Path, job: Mapping[str, Any], lock: int) -> int:
+def _finish(folder: Path, job: Mapping[str, Any], lock: int, started: str) -> int:
     if is_finished(folder):
         return 0
     os.chdir(job["cwd"])
     try:
         if job["kind"] == "base":
             _use_one_device()
-            _measure_base(folder, job)
+            _measure_base(folder, job, started)
         elif job["kind"] == "study":
             _use_one_device()
-            _study(folder, job)
+            _study(folder, job, started)
         elif job["kind"] == "prerequisite":
-            _prerequisite(folder, job, lock)
+            _prerequisite(folder, job, lock, started)
         else:
-            trainings = _train(folder, job, lock)
+            trainings = _train(folder, job, lock, started)
             _use_one_device()
-            _measure(folder, job, trainings)
+            _measure(folder, job, trainings, started)
     except Exception as error:  # whatever it is, the other runs go on and the report says it
         log_tail = error.log_tail if isinstance(error, RunFailed) else []
         text = f"{type(error).__name__}: {error}" if not isinstance(error, RunFailed) else str(error)
-        write_state(folder, "failed", STARTED, error=text, log_tail=log_tail)
+        write_state(folder, "failed", started, error=text, log_tail=log_tail)
         if not isinstance(error, RunFailed):
             raise
         print(text, *log_tail, sep="\n", file=sys.stderr)
         return 1
-    write_state(folder, "finished", STARTED)
+    write_state(folder, "finished", started)
     return 0
 
 
 # ---- training
 
 
-def _train(folder: Path, job: Mapping[str, Any], lock: int) -> list[Training]:
+def _train(folder: Path, job: Mapping[str, Any], lock: int, started: str) -> list[Training]:
     """Train what of a run is not trained; return all of its trainings, as they were run."""
     while True:
         trainings = trainings_of(folder, job)
@@ -102,18 +90,18 @@ def _train(folder: Path, job: Mapping[str, Any], lock: int) -> list[Training]:
             return trainings
         done = sum(usage_of(one)["steps"] for one in trainings[:-1])
         steps = None if trainings[-1].steps is None else done + trainings[-1].steps
-        write_state(folder, "training", STARTED, total_steps=steps, of_phase=trainings[-1].name or None)
+        write_state(folder, "training", started, total_steps=steps, of_phase=trainings[-1].name or None)
         train(trainings[-1], job["processes"], lock)
 
 
-def _prerequisite(folder: Path, job: Mapping[str, Any], lock: int) -> None:
+def _prerequisite(folder: Path, job: Mapping[str, Any], lock: int, started: str) -> None:
     """Train what runs need first, from its start: the host's stage rm does not restore its value head."""
     from .provenance import provenance
 
     recipe = read_yaml(folder / RECIPE)
     if not (folder / TRAINED).is_file():
         shutil.rmtree(folder / TRAIN, ignore_errors=True)
-        write_state(folder, "training", STARTED)
+        write_state(folder, "training", started)
         call(folder, job["processes"], lock)
         write_json(folder / TRAINED, {"ended": now()})
     figures = read_json(folder / TRAIN / "all_results.json") or {}
@@ -144,12 +132,12 @@ def _use_one_device() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "0" if named is None else named.split(",")[0]
 
 
-def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
+def _measure_base(folder: Path, job: Mapping[str, Any], started: str) -> None:
     from .measure import measure_base
     from .provenance import provenance
 
     recipe = read_yaml(folder / RECIPE)
-    write_state(folder, "measuring", STARTED)
+    write_state(folder, "measuring", started)
     measured = measure_base(recipe, folder / MEASURES, job["evaluation"], _log)
     result = {
         "format": FORMAT,
@@ -162,23 +150,23 @@ def _measure_base(folder: Path, job: Mapping[str, Any]) -> None:
     write_json(folder / RESULT, result)
 
 
-def _study(folder: Path, job: Mapping[str, Any]) -> None:
+def _study(folder: Path, job: Mapping[str, Any], started: str) -> None:
     from eval_harness.studies import study_of
 
     from .provenance import git_state, hardware
 
-    write_state(folder, "measuring", STARTED)
+    write_state(folder, "measuring", started)
     found = study_of(job["study"]).work(folder, job, _log)
     made = {"versions": package_versions(), "hardware": hardware(), "git": git_state(Path.cwd())}
     write_json(folder / RESULT, {"format": FORMAT, "ended": now(), "provenance": made, **found})
 
 
-def _measure(folder: Path, job: Mapping[str, Any], trainings: list[Training]) -> None:
+def _measure(folder: Path, job: Mapping[str, Any], trainings: list[Training], started: str) -> None:
     from .measure import Measured, measure_run
     from .provenance import provenance
 
     first = trainings[0]
-    write_state(folder, "measuring", STARTED, total_steps=job.get("steps"))
+    write_state(folder, "measuring", started, total_steps=job.get("steps"))
     trained = [Measured(one.recipe, one.folder / TRAIN) for one in trainings]
     base = None if job.get("base_folder") is None else Path(job["base_folder"]) / MEASURES
     measured = measure_run(trained, folder / MEASURES, job["evaluation"], _log, base=base)
