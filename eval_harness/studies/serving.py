@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from ledpo_plugin.experiments.files import tail
-from ledpo_plugin.experiments.worker import die_with_parent, stock_command
+from ledpo_plugin.experiments.training_process import die_with_parent, stock_command
 
 WAIT = 300.0  # seconds until the model must be there
 HOST = "127.0.0.1"
