@@ -73,7 +73,7 @@ lint: setup
 	@$(BIN)/ruff format --check .
 
 docs: setup
-	@$(BIN)/python -m ledpo_plugin.tables README.md README_zh.md docs/checked_against.md
+	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/checked_against.md
 
 format: setup
 	@$(BIN)/ruff check --fix .

@@ -276,7 +276,7 @@ def main() -> None:
     from rl_task import BETAS, RUNS, SAMPLES, STATED
     from transformers import AutoModelForCausalLM
 
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.run_record import package_versions
 
     runs = [run(task, name, seed, args.work) for name in RUNS for seed in args.seeds]
     drawn = {item["found"]["answers"] for item in runs}

@@ -123,7 +123,7 @@ def run(name: str, folder: Path, wanted: dict) -> tuple[Path, float | None]:
 
 def held_out_prompts(data: Path) -> tuple[list[list[int]], list[int]]:
     """Return the token ids of the held-out prompts, each once, and the ids that end an answer."""
-    from ledpo_plugin.beta_cli import load_for_inference
+    from ledpo_plugin.modeling.inference import load_for_inference
 
     _, tokenizer, template = load_for_inference(
         {"model_name_or_path": str(MODEL), "template": "smollm2", "default_system": SYSTEM, "infer_dtype": "float32"}
@@ -160,7 +160,7 @@ def padded(rows: list[list[int]]):
 def draw(adapter: Path | None, prompts: list[list[int]], stops: list[int], seed: int, size: int = 16) -> list[dict]:
     """Return DRAWS answers to each prompt; an answer's random stream depends on seed, prompt and draw alone."""
     from ledpo_plugin.rl.generate import Sampling, generate
-    from ledpo_plugin.rl.order import seed_of
+    from ledpo_plugin.rl.sampler import seed_of
 
     model = load(adapter)
     wanted = [(number, again) for number in range(len(prompts)) for again in range(DRAWS)]
@@ -391,8 +391,8 @@ def main() -> None:
     args = parser.parse_args()
     if not MODEL.is_dir():
         sys.exit(f"{MODEL} is missing. Run: ledpo quickstart prepare")
+    from ledpo_plugin.common.run_record import package_versions
     from ledpo_plugin.quickstart.intervals import wilson
-    from ledpo_plugin.run_record import package_versions
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder, data = args.work, args.work / "data"

@@ -455,7 +455,7 @@ def main() -> None:
         make_reward(folder)
     import torch
 
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.run_record import package_versions
 
     load = [os.getloadavg()[0]]
     running = [contender(name, folder, args.iterations) for name in args.only or CONTENDERS]

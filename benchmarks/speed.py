@@ -285,10 +285,10 @@ def sweep() -> list[dict]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from ledpo_plugin.forward import forward_rows
-    from ledpo_plugin.fused_lora import fuse, unfuse
-    from ledpo_plugin.pair_attention import NAME
-    from ledpo_plugin.shared_prompt import Costs, attend_in_pieces, shared_batch
+    from ledpo_plugin.modeling.forward import forward_rows
+    from ledpo_plugin.modeling.fused_lora import fuse, unfuse
+    from ledpo_plugin.modeling.pair_attention import NAME
+    from ledpo_plugin.modeling.shared_prompt import Costs, attend_in_pieces, shared_batch
 
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -475,7 +475,7 @@ def main() -> None:
         sys.exit(f"{MODEL} is missing. Run: ledpo quickstart prepare")
     folder = args.work or Path(tempfile.mkdtemp(prefix="ledpo-speed-"))
     write_pairs(folder / "data")
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.run_record import package_versions
 
     names = args.only or list(CONTENDERS)
     if any(name in FILLED for name in names):

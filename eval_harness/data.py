@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ledpo_plugin._recipe_problem import listing
-from ledpo_plugin._recipe_problem import problem as make_problem
-from ledpo_plugin.host import pieces
+from ledpo_plugin.common.problem import listing
+from ledpo_plugin.common.problem import problem as make_problem
+from ledpo_plugin.host.contract import host_api
 
 LARGEST_LIST = 8  # problems of one file that are listed; the rest are counted
 
@@ -46,7 +46,7 @@ def read_dataset(name: str, dataset_dir: str | Path) -> list[Example]:
         DataSetError: it is unknown or cannot be read, or rows of it are no conversations; all problems are listed.
     """
     try:
-        (attributes,) = pieces().get_dataset_list([name], str(dataset_dir))
+        (attributes,) = host_api().get_dataset_list([name], str(dataset_dir))
     except ValueError as error:
         raise DataSetError(
             f"Data set {name!r}: {error} Name one that dataset_info.json in {dataset_dir} has."
@@ -104,7 +104,9 @@ def _rows_of_hub(attributes: Any) -> list[Any]:
 
 
 def _examples(rows: Sequence[Any], attributes: Any, name: str, dataset_dir: str) -> list[Example]:
-    convert = pieces().get_dataset_converter(attributes.formatting, attributes, SimpleNamespace(media_dir=dataset_dir))
+    convert = host_api().get_dataset_converter(
+        attributes.formatting, attributes, SimpleNamespace(media_dir=dataset_dir)
+    )
     found, problems = [], []
     for place, row in enumerate(rows):
         where = f"{name}, row {place + 1}"

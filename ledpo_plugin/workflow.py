@@ -4,36 +4,38 @@ import copy
 import importlib
 from typing import Any
 
+from ledpo_plugin.common.run_record import write_record
+from ledpo_plugin.data.cut_media import media_fault
+from ledpo_plugin.data.loading import load_data
+from ledpo_plugin.data.mixture import Mixed
+from ledpo_plugin.data.row_formats import INSTRUCTIONS
+from ledpo_plugin.data.token_rows import is_streamed
+from ledpo_plugin.data.unusable import drop_unusable
+from ledpo_plugin.host.contract import TUNER, host_api
+from ledpo_plugin.host.data import templates_kept
+from ledpo_plugin.modeling.head_file import build_strategy, head_config, load_head
+from ledpo_plugin.modeling.shared_prompt import Costs
+from ledpo_plugin.reference.adapter import add_frozen_copy, require_decided
+from ledpo_plugin.reference.cache import ReferenceCache
+from ledpo_plugin.reference.caching import cache_key, describe, open_caches, reference_adapters, why_not
+from ledpo_plugin.training.collator import PreferenceCollator
+from ledpo_plugin.training.trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
+from ledpo_plugin.training.usage import write_usage
+
 from .betas import BETAS
-from .caching import cache_key, describe, open_caches, reference_adapters, why_not
-from .data_checks import drop_unusable
-from .head_file import build_strategy, head_config, load_head
-from .host import TUNER, pieces, templates_kept
 from .hparams import FROZEN
-from .layout import Batches
-from .loading import load_data
 from .losses import LOSSES
-from .media_checks import media_fault
-from .mixture import Mixed
-from .reference_adapter import add_frozen_copy, require_decided
-from .reference_cache import ReferenceCache
 from .rewards._models import same_tokens
 from .rl.build import Arguments, build_phase, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer
-from .row_formats import INSTRUCTIONS
-from .run_record import write_record
-from .shared_prompt import Costs
 from .stages import STAGES, Stage
-from .token_rows import is_streamed
-from .trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
-from .usage import write_usage
 
 PLOTTED = ("loss", "rewards/accuracies", "beta/mean")
 
 
 def padded_collator(kind, data_args, model, template, tokenizer_module):
     """Return one of the host's collators."""
-    host = pieces()
+    host = host_api()
     pad = tokenizer_module["tokenizer"].pad_token_id
     return kind(
         template=template,
@@ -44,10 +46,10 @@ def padded_collator(kind, data_args, model, template, tokenizer_module):
     )
 
 
-def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> Batches:
-    host = pieces()
+def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> PreferenceCollator:
+    host = host_api()
     kind = host.PairCollator if loss.data == "pairs" else host.UnpairedCollator
-    return Batches(
+    return PreferenceCollator(
         collate=padded_collator(kind, data_args, model, template, tokenizer_module),
         data=loss.data,
         pad_id=tokenizer_module["tokenizer"].pad_token_id or 0,
@@ -112,10 +114,10 @@ def _require_same_tokens(run: Arguments) -> None:
         ValueError: its tokenizer differs.
     """
     where = run.finetuning_args.ref_model
-    args = pieces().ModelArguments.copyfrom(run.model_args, model_name_or_path=where, adapter_name_or_path=None)
-    tokenizer = pieces().load_tokenizer(args)["tokenizer"]
+    args = host_api().ModelArguments.copyfrom(run.model_args, model_name_or_path=where, adapter_name_or_path=None)
+    tokenizer = host_api().load_tokenizer(args)["tokenizer"]
     with templates_kept():
-        pieces().get_template(tokenizer, copy.deepcopy(run.data_args))  # adds the template's own tokens
+        host_api().get_template(tokenizer, copy.deepcopy(run.data_args))  # adds the template's own tokens
     different = same_tokens(run.tokenizer, tokenizer)
     if different:
         raise ValueError(
@@ -141,7 +143,7 @@ def _reference(model_args, training_args, finetuning_args, size: int, needed: bo
     """
     if not needed:
         return None
-    host = pieces()
+    host = host_api()
     if training_args.do_train or finetuning_args.ref_model is not None:
         reference = host.create_ref_model(model_args, finetuning_args)
         if finetuning_args.ref_model is not None:
@@ -177,7 +179,7 @@ def build_trainer(
     model_args, data_args, training_args, finetuning_args, callbacks=None
 ) -> tuple[PreferenceTrainer, dict[str, Any]]:
     """Load tokenizer, data, model, reference and strategy as the recipe says; return the trainer and its data."""
-    host = pieces()
+    host = host_api()
     log = host.logging.get_logger("llamafactory.ledpo").info_rank0
     loss, stage = LOSSES[finetuning_args.pref_loss], STAGES[finetuning_args.ledpo_stage]
     log(
@@ -273,7 +275,7 @@ def _preferences(run: Arguments, loss) -> dict[str, Any]:
         training_args=run.training_args,
         tokenizer_module=run.tokenizer_module,
     )
-    host = pieces()
+    host = host_api()
     marks = {"images": host.IMAGE_PLACEHOLDER, "videos": host.VIDEO_PLACEHOLDER, "audios": host.AUDIO_PLACEHOLDER}
     processor = run.tokenizer_module.get("processor")
     media = media_fault(run.template, run.tokenizer_module["tokenizer"], processor, run.data_args.cutoff_len, marks)
@@ -300,7 +302,7 @@ def fill_caches(recipe: dict[str, Any]) -> list[str]:
 
 def _fill_first(trainer: PreferenceTrainer) -> None:
     """Fill the caches before training, or say that there are none."""
-    log = pieces().logging.get_logger("llamafactory.ledpo").info_rank0
+    log = host_api().logging.get_logger("llamafactory.ledpo").info_rank0
     if not trainer.caches:
         log("fill_reference_cache: nothing is filled, as this run keeps no reference cache.")
         return
@@ -310,7 +312,7 @@ def _fill_first(trainer: PreferenceTrainer) -> None:
 
 def run_ledpo(model_args, data_args, training_args, finetuning_args, callbacks=None) -> None:
     """Train and evaluate as the recipe says; called by LLaMA-Factory in place of its own DPO workflow."""
-    host = pieces()
+    host = host_api()
     loss = LOSSES[finetuning_args.pref_loss]
     trainer, dataset_module = build_trainer(model_args, data_args, training_args, finetuning_args, callbacks)
     if trainer.is_world_process_zero():

@@ -192,7 +192,7 @@ def train(recipe: dict[str, Any]) -> Path:
     """Run a recipe in this process through LLaMA-Factory's own entry; return its output folder."""
     from llamafactory.train.tuner import run_exp
 
-    from ledpo_plugin.host import templates_kept
+    from ledpo_plugin.host.data import templates_kept
 
     with templates_kept():
         run_exp(dict(recipe))

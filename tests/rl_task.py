@@ -220,7 +220,7 @@ class Task:
 
 def load(model: Path, **more: Any) -> tuple[Any, Any, Any]:
     """Return model, tokenizer and template by the host's loaders."""
-    from ledpo_plugin.beta_cli import load_for_inference
+    from ledpo_plugin.modeling.inference import load_for_inference
 
     return load_for_inference({"model_name_or_path": str(model), "template": "chatml", "infer_dtype": "float32"} | more)
 
@@ -237,8 +237,8 @@ def prompt_ids(tokenizer: Any, template: Any, text: str) -> list[int]:
 def write_head(task: Task, folder: Path, betas: Sequence[float], beta0: float) -> None:
     """Write a beta head with beta(x) = `betas` on the task's prompts, fitted to the reference's hidden states."""
     from ledpo_plugin.betas import BetaFeatures
-    from ledpo_plugin.head_file import build_strategy, head_config, save_head
     from ledpo_plugin.hparams import LedpoArguments
+    from ledpo_plugin.modeling.head_file import build_strategy, head_config, save_head
 
     model, _, _ = load(task.files.model)
     with torch.no_grad():
@@ -296,7 +296,7 @@ def per_prompt(task: Task, run: Path, changes: dict[str, Any]) -> dict[str, Any]
     """
     from scipy.stats import spearmanr
 
-    from ledpo_plugin.beta_cli import beta_of_prompts
+    from ledpo_plugin.modeling.inference import beta_of_prompts
 
     beta = torch.tensor([row["beta"] for row in beta_of_prompts(run, task.prompts)], dtype=torch.float64)
     kl = task.trained(run).kl

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from ledpo_plugin.betas import BETAS
 from ledpo_plugin.checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS
+from ledpo_plugin.cli.tables import CHECK_TABLES, refresh
 from ledpo_plugin.hparams import ESTIMATORS, KL_CONTROLS, KL_ESTIMATORS
-from ledpo_plugin.logps import sum_logps
 from ledpo_plugin.losses import LOSSES, PairLogps
-from ledpo_plugin.tables import CHECK_TABLES, refresh
+from ledpo_plugin.modeling.logps import sum_logps
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "checked_against.md"
@@ -115,11 +115,11 @@ def test_a_test_whose_cases_are_losses_has_one_of_the_row():
 def test_the_document_is_up_to_date():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert re.findall(r"<!-- table: (\w+)", text) == list(CHECK_TABLES)
-    assert refresh(text) == text, "run `make docs`, or `python -m ledpo_plugin.tables docs/checked_against.md`"
+    assert refresh(text) == text, "run `make docs`, or `python -m ledpo_plugin.cli.tables docs/checked_against.md`"
 
 
 def test_make_docs_writes_the_document():
-    assert re.search(r"-m ledpo_plugin\.tables .*docs/checked_against\.md$", (ROOT / "Makefile").read_text(), re.M)
+    assert re.search(r"-m ledpo_plugin\.cli\.tables .*docs/checked_against\.md$", (ROOT / "Makefile").read_text(), re.M)
 
 
 @pytest.mark.parametrize("name", ALL)

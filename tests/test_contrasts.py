@@ -11,18 +11,13 @@ from experiment_results import DATASET, INSTRUCTIONS, make
 from scipy import integrate, stats
 
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments.collected import collect
-from ledpo_plugin.experiments.contrasts import contrasts
-from ledpo_plugin.experiments.report import write_report
-from ledpo_plugin.experiments.reuse import other_results, reused, same_run
-from ledpo_plugin.experiments.stats import (
-    detectable_by_interval,
-    detectable_difference,
-    equivalence,
-    paired_difference,
-)
-from ledpo_plugin.experiments.summary import summarise
-from ledpo_plugin.experiments.words import verdict_words
+from ledpo_plugin.common.stats import detectable_by_interval, detectable_difference, equivalence, paired_difference
+from ledpo_plugin.experiments.report.contrasts import contrasts
+from ledpo_plugin.experiments.report.formatting import verdict_words
+from ledpo_plugin.experiments.report.reuse import other_results, reused, same_run
+from ledpo_plugin.experiments.report.summary import summarise
+from ledpo_plugin.experiments.reporting import write_report
+from ledpo_plugin.experiments.results.collected import collect
 
 ACCURACY, MARGIN, NLL = f"{DATASET}/accuracy", f"{DATASET}/margin", f"{INSTRUCTIONS}/nll"
 

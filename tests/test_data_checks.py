@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, IterableDataset
 
-from ledpo_plugin.data_checks import NoUsableData, drop_unusable, pair_fault, unpaired_fault
+from ledpo_plugin.data.unusable import NoUsableData, drop_unusable, pair_fault, unpaired_fault
 
 GOOD = {
     "chosen_input_ids": [1, 2, 3],

@@ -14,8 +14,8 @@ from conftest import cli
 from tiny_experiment import write_experiment
 
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments.files import read_json, read_lines, tail, write_json
-from ledpo_plugin.experiments.store import is_locked, locked
+from ledpo_plugin.common.files import read_json, read_lines, tail, write_json
+from ledpo_plugin.common.lock import is_locked, locked
 
 # What two runs of the same recipe may differ in: where and when, and what was in the cache before.
 ELSEWHERE = ("started", "ended", "seconds", "measure_seconds", "provenance", "recipe", "peak_memory_bytes")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments import measured
-from ledpo_plugin.experiments.generations import greedy
-from ledpo_plugin.experiments.measure import Measured, base_key, measure_base, measure_run
-from ledpo_plugin.experiments.metrics import known_metrics
-from ledpo_plugin.experiments.subject import CheckpointError
+from ledpo_plugin.experiments.definition.metrics import known_metrics
+from ledpo_plugin.experiments.measuring import columns as measured
+from ledpo_plugin.experiments.measuring.evaluated_model import CheckpointError
+from ledpo_plugin.experiments.measuring.measure import Measured, base_key, measure_base, measure_run
+from ledpo_plugin.modeling.generate import greedy
 
 EVALUATION = {
     "pairs": ["heldout"],
@@ -332,7 +332,7 @@ def test_a_measurement_that_was_cut_off_ends_with_the_same_numbers(run, tmp_path
 
 def test_nothing_is_loaded_where_everything_is_there(run, monkeypatch):
     recipe, folder, found, _ = run
-    monkeypatch.setattr("ledpo_plugin.experiments.measure.Subject", None)
+    monkeypatch.setattr("ledpo_plugin.experiments.measuring.measure.EvaluatedModel", None)
     assert measure_run([Measured(recipe, folder / "train")], folder / "measures", EVALUATION, quiet) == found
 
 

@@ -16,12 +16,12 @@ from test_experiment_measure import agrees, fresh, plain_pairs
 from tiny_experiment import EVALUATION, write_experiment
 from transformers import AutoTokenizer
 
-from ledpo_plugin.experiments.budget import Budget, BudgetProblem, steps_of
-from ledpo_plugin.experiments.links import linked, named_in, place_of
-from ledpo_plugin.experiments.merging import merged_log, merged_usage
-from ledpo_plugin.experiments.plan import plan
+from ledpo_plugin.experiments.definition.budget import Budget, BudgetProblem, steps_of
+from ledpo_plugin.experiments.definition.links import linked, named_in, place_of
+from ledpo_plugin.experiments.definition.plan import plan
 from ledpo_plugin.experiments.reading import examine, read_experiment
-from ledpo_plugin.host import recipe_keys
+from ledpo_plugin.experiments.results.merging import merged_log, merged_usage
+from ledpo_plugin.host.arguments import recipe_keys
 
 RESULTS = Path("runs/experiments/tiny/cpu")
 CARRIED = ("adapter_name_or_path", "beta_head_path")

@@ -4,7 +4,8 @@ import pytest
 import yaml
 from tiny_experiment import EVALUATION, write_experiment
 
-from ledpo_plugin.experiments.budget import (
+from ledpo_plugin.cli.experiments import experiments_and_recipes, validate_experiment
+from ledpo_plugin.experiments.definition.budget import (
     Budget,
     BudgetProblem,
     budget_keys,
@@ -13,12 +14,11 @@ from ledpo_plugin.experiments.budget import (
     share_missed,
     used,
 )
-from ledpo_plugin.experiments.commands import experiments_and_recipes, validate_experiment
-from ledpo_plugin.experiments.plan import plan
-from ledpo_plugin.experiments.problems import ExperimentError
+from ledpo_plugin.experiments.definition.plan import plan
+from ledpo_plugin.experiments.definition.problems import ExperimentError
 from ledpo_plugin.experiments.reading import examine, read_experiment
-from ledpo_plugin.experiments.store import ResultsError, open_results
-from ledpo_plugin.host import recipe_keys
+from ledpo_plugin.experiments.results.store import ResultsError, open_results
+from ledpo_plugin.host.arguments import recipe_keys
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from experiment_results import DATASET, HOSTILE, VARIANTS, make
 from scipy import stats
 
-from ledpo_plugin.experiments.collected import collect
-from ledpo_plugin.experiments.plain_text import fenced, markdown, visible
-from ledpo_plugin.experiments.report import rewrite_report, write_report
-from ledpo_plugin.experiments.summary import summarise
-from ledpo_plugin.experiments.words import decimals, estimate, significant, verdict
+from ledpo_plugin.common.plain_text import fenced, markdown, visible
+from ledpo_plugin.experiments.report.formatting import decimals, estimate, significant, verdict
+from ledpo_plugin.experiments.report.summary import summarise
+from ledpo_plugin.experiments.reporting import rewrite_report, write_report
+from ledpo_plugin.experiments.results.collected import collect
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = (

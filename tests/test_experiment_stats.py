@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from ledpo_plugin.experiments.stats import (
+from ledpo_plugin.common.stats import (
     bootstrap_difference,
     censored_median,
     first_reached,
@@ -112,7 +112,7 @@ def test_bootstrap_repeats_and_takes_parts(monkeypatch):
     whole = bootstrap_difference(differences, seed=7)
     assert bootstrap_difference(differences, seed=7) == whole
     assert bootstrap_difference(differences, seed=8) != whole
-    monkeypatch.setattr("ledpo_plugin.experiments.stats.CHUNK", 700 * 30)
+    monkeypatch.setattr("ledpo_plugin.common.stats.CHUNK", 700 * 30)
     parts = bootstrap_difference(differences, seed=7)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.02)
 

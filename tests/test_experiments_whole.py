@@ -11,7 +11,7 @@ from conftest import cli
 from test_experiment_engine import ledpo, numbers
 from tiny_experiment import EVALUATION
 
-from ledpo_plugin.experiments.links import LINKING
+from ledpo_plugin.experiments.definition.links import LINKING
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.parent.name for path in (ROOT / "yaml_recipes").glob("*/experiment.yaml"))

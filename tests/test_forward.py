@@ -5,11 +5,19 @@ import torch
 from llamafactory.train.trainer_utils import get_batch_logps
 from transformers import AutoModelForCausalLM
 
-from ledpo_plugin import pair_attention
-from ledpo_plugin.forward import Mixture, forward_rows
-from ledpo_plugin.logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
-from ledpo_plugin.plans import plan_of_rows
-from ledpo_plugin.shared_prompt import Costs, arrange, shared_batch
+from ledpo_plugin.modeling import pair_attention
+from ledpo_plugin.modeling.forward import Mixture, forward_rows
+from ledpo_plugin.modeling.logit_positions import plan_of_rows
+from ledpo_plugin.modeling.logps import (
+    IGNORE,
+    first_label,
+    left_aligned,
+    prompt_nll,
+    response_entropy,
+    sum_logps,
+    token_logps,
+)
+from ledpo_plugin.modeling.shared_prompt import Costs, arrange, shared_batch
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +138,7 @@ def test_all_three_layouts_give_the_same_numbers(tiny, attention, ld_alpha):
 @pytest.mark.parametrize("frozen_output", [True, False], ids=["LoRA", "full tuning"])
 def test_all_three_layouts_give_the_same_gradients(tiny, monkeypatch, frozen_output, attention):
     """With the output layer frozen the gradient is made in the forward pass; else chunks are computed again."""
-    import ledpo_plugin.scoring as scoring
+    from ledpo_plugin.modeling import scoring
 
     monkeypatch.setattr(scoring, "CHUNK_NUMBERS", 5 * 259)  # several chunks
     model = AutoModelForCausalLM.from_pretrained(tiny.model, attn_implementation=attention).double()

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ledpo_plugin.fused_lora import fuse, fuse_if_same, unfuse
+from ledpo_plugin.modeling.fused_lora import fuse, fuse_if_same, unfuse
 
 SIZES = {
     "vocab_size": 64,

@@ -19,9 +19,10 @@ from transformers import (
 
 from eval_harness.generation import DecodingError, generate, load, read_decoding, score_outputs
 from eval_harness.generation.decoding import adapted
-from eval_harness.generation.warping import Draw, Filters, Penalty, row_seed
-from ledpo_plugin.beta_cli import beta_of_prompts
+from eval_harness.generation.warping import Filters, Penalty
 from ledpo_plugin.cli import main
+from ledpo_plugin.modeling.generate import Draw, row_seed
+from ledpo_plugin.modeling.inference import beta_of_prompts
 
 PROMPTS = [
     "river stone light",

@@ -7,23 +7,25 @@ import pytest
 from conftest import cli, train, write_recipe
 
 import ledpo_plugin
-from ledpo_plugin import host
-from ledpo_plugin.doctor import describe, examine, healthy
+from ledpo_plugin import readiness
+from ledpo_plugin.autoload import patches
+from ledpo_plugin.cli.doctor import describe, examine, healthy
+from ledpo_plugin.host import contract
 
 PACKAGE = Path(ledpo_plugin.__file__).parent
 
 
 def test_the_installed_host_is_as_expected():
-    assert host.mismatches() == []
+    assert readiness.mismatches() == []
 
 
 def test_importing_the_tuner_patches_two_names_once():
     import importlib
 
-    tuner = importlib.import_module(host.TUNER)
-    assert host.installed_patches()[:2] == [f"{host.TUNER}.get_train_args", f"{host.TUNER}.run_dpo"]
+    tuner = importlib.import_module(contract.TUNER)
+    assert patches.installed_patches()[:2] == [f"{contract.TUNER}.get_train_args", f"{contract.TUNER}.run_dpo"]
     patched = tuner.run_dpo
-    host.on_host_module(tuner)
+    patches.on_host_module(tuner)
     assert tuner.run_dpo is patched
 
 
@@ -39,17 +41,23 @@ def test_the_stock_argument_classes_are_untouched_after_a_run(tiny, tmp_path):
 @pytest.mark.parametrize(
     "change,message",
     [
-        (lambda patch: patch.setattr(host, "host_version", lambda: "0.9.99"), "version 0.9.99 is outside the tested"),
         (
-            lambda patch: patch.setattr(host, "SIGNATURES", ((host.TUNER, "run_dpo", ("everything",)),)),
+            lambda patch: patch.setattr(contract, "host_version", lambda: "0.9.99"),
+            "version 0.9.99 is outside the tested",
+        ),
+        (
+            lambda patch: patch.setattr(contract, "SIGNATURES", ((contract.TUNER, "run_dpo", ("everything",)),)),
             r"run_dpo takes \(.*\), expected \('everything',\)",
         ),
-        (lambda patch: patch.setitem(host.PIECES, "gone", ("llamafactory.data", "gone")), "llamafactory.data.gone is"),
+        (
+            lambda patch: patch.setitem(contract.PIECES, "gone", ("llamafactory.data", "gone")),
+            "llamafactory.data.gone is",
+        ),
     ],
 )
 def test_an_unknown_host_refuses_the_plugin_s_stages_and_runs_its_own(tiny, tmp_path, monkeypatch, change, message):
     change(monkeypatch)
-    with pytest.raises(host.HostMismatch, match=message) as caught:
+    with pytest.raises(contract.HostMismatch, match=message) as caught:
         train(tiny.recipe(tmp_path / "ours", max_steps=1))
     for part in ("tested: ", "What to do: pip install", "LEDPO_PLUGIN_DISABLE=1"):
         assert part in str(caught.value)
@@ -57,9 +65,9 @@ def test_an_unknown_host_refuses_the_plugin_s_stages_and_runs_its_own(tiny, tmp_
 
 
 def test_the_version_check_alone_can_be_skipped(monkeypatch):
-    monkeypatch.setattr(host, "host_version", lambda: "0.9.99")
-    monkeypatch.setenv(host.ALLOW_UNTESTED, "1")
-    assert host.mismatches() == []
+    monkeypatch.setattr(contract, "host_version", lambda: "0.9.99")
+    monkeypatch.setenv(contract.ALLOW_UNTESTED, "1")
+    assert readiness.mismatches() == []
 
 
 def test_v1_is_refused_with_the_way_out(tiny, tmp_path):
@@ -106,7 +114,7 @@ def test_adapters_load_in_the_stock_chat_and_export(tiny, tmp_path):
 def test_doctor_names_the_host_s_bugs_and_passes_here():
     report = examine()
     assert healthy(report)
-    assert report["patched"] == [f"{host.TUNER}.get_train_args", f"{host.TUNER}.run_dpo"]
+    assert report["patched"] == [f"{contract.TUNER}.get_train_args", f"{contract.TUNER}.run_dpo"]
     bugs = {item["bug"]: item["present"] for item in report["host_bugs"]}
     assert bugs["stage dpo with pref_loss hinge, ipo or kto_pair trains plain sigmoid DPO"] is True
     assert bugs["stage ppo stops with an ImportError (it asks for an older trl)"] is True
@@ -124,10 +132,10 @@ def test_doctor_says_when_the_plugin_is_switched_off(monkeypatch):
     assert "LEDPO_PLUGIN_DISABLE is set" in describe(report)
 
 
-def test_only_host_py_imports_the_host():
-    """Imports of llamafactory stand in host.py and nowhere else (doctor names modules to examine them)."""
+def test_only_the_package_host_imports_the_host():
+    """Imports of llamafactory stand in host/ and nowhere else (doctor names modules to examine them)."""
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "host.py":
+        if path.parent.name == "host":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -141,7 +149,7 @@ def test_only_host_py_imports_the_host():
 @pytest.mark.parametrize("folder", ["losses", "betas"])
 def test_the_pure_core_imports_torch_and_itself_only(folder):
     libraries = {"torch", "math", "itertools", "collections", "dataclasses", "typing", "types", "contextlib"}
-    own = {"ledpo_plugin.losses", "ledpo_plugin.betas", "ledpo_plugin.hparams", "ledpo_plugin.lookup"}
+    own = {"ledpo_plugin.losses", "ledpo_plugin.betas", "ledpo_plugin.hparams"}
     for path in (PACKAGE / folder).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

@@ -5,10 +5,10 @@ from dataclasses import fields
 import pytest
 from conftest import train
 
-from ledpo_plugin import _recipe_host_keys as host_keys
-from ledpo_plugin import host
+from ledpo_plugin.host import arguments
 from ledpo_plugin.hparams import argument_fields
-from ledpo_plugin.recipe import RecipeError, check_recipe
+from ledpo_plugin.recipes import host_keys
+from ledpo_plugin.recipes.check import RecipeError, check_recipe
 from ledpo_plugin.stages import STAGES
 
 
@@ -23,7 +23,7 @@ def test_every_key_of_the_host_is_decided_on():
     undecided = {
         name: sorted(keys - host_keys.decided()) for name, keys in _host_fields().items() if keys - host_keys.decided()
     }
-    assert undecided == {}, "decide in _recipe_host_keys.py whether they act under a LEDPO stage"
+    assert undecided == {}, "decide in recipes/host_keys.py whether they act under a LEDPO stage"
 
 
 @pytest.mark.parametrize("key", ["moe_aux_loss_coef", "flash_attn", "infer_backend", "use_muon"])
@@ -59,7 +59,7 @@ def test_each_refused_key_is_refused_with_what_to_do(tiny, tmp_path, key):
 
 
 def _problems(recipe: dict, key: str) -> list[str]:
-    found = check_recipe(recipe, host.recipe_keys(), {}, with_files=False)
+    found = check_recipe(recipe, arguments.recipe_keys(), {}, with_files=False)
     return [str(item) for item in found if item.key == key]
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import Tiny, series, train
 
-from ledpo_plugin.forward import forward_rows, kinds_of_tokens
-from ledpo_plugin.host import TUNER
+from ledpo_plugin.host.contract import TUNER
+from ledpo_plugin.modeling.forward import forward_rows, kinds_of_tokens
 from ledpo_plugin.workflow import build_trainer
 
 SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

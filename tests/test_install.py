@@ -13,8 +13,10 @@ import pytest
 from conftest import cli, series, write_recipe
 from packaging.requirements import Requirement
 
-from ledpo_plugin import host
-from ledpo_plugin.supported import HOST_RANGE
+from ledpo_plugin import readiness
+from ledpo_plugin.autoload import patches
+from ledpo_plugin.host import contract
+from ledpo_plugin.host.supported import HOST_RANGE
 
 ROOT = Path(__file__).parents[1]
 BLOCK = """
@@ -55,8 +57,8 @@ def test_the_range_stands_in_one_place_and_the_texts_say_the_same():
     "version,inside", [("0.9.5", True), ("0.9.6.dev0", True), ("0.9.6", True), ("0.9.4", False), ("0.9.7.dev0", False)]
 )
 def test_a_git_checkout_is_inside_the_range(monkeypatch, version, inside):
-    monkeypatch.setattr(host, "host_version", lambda: version)
-    assert (not any("outside the tested range" in line for line in host.mismatches(to_run=False))) is inside
+    monkeypatch.setattr(contract, "host_version", lambda: version)
+    assert (not any("outside the tested range" in line for line in readiness.mismatches(to_run=False))) is inside
 
 
 def test_pip_leaves_an_installed_git_checkout_alone(tmp_path):
@@ -82,8 +84,8 @@ def test_pip_leaves_an_installed_git_checkout_alone(tmp_path):
 
 
 # pair_attention is imported by what checks recipes, and asks transformers for a module that older ones lack;
-# workflow by runs alone; hparams by ledpo_plugin.host itself.
-@pytest.mark.parametrize("missing", ["pair_attention", "workflow", "hparams"])
+# workflow by runs alone; hparams by ledpo_plugin.host.contract itself.
+@pytest.mark.parametrize("missing", ["modeling.pair_attention", "workflow", "hparams"])
 def test_an_import_that_fails_takes_no_stock_stage_down_and_refuses_ours_with_the_reason(tiny, tmp_path, missing):
     environ = _without(tmp_path / "site", f"ledpo_plugin.{missing}")
     stock = tiny.recipe(tmp_path / "stock", stage="dpo", max_steps=1)
@@ -110,8 +112,8 @@ def test_doctor_imports_what_a_run_imports(tmp_path, missing):
 
 
 def test_a_stage_on_the_command_line_is_known_without_the_plugin_s_reader(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ledpo_plugin.recipe", None)
-    assert host._as_recipe(["--output_dir", "x", "--stage", "ledpo"]) == {"stage": "ledpo"}
-    assert host._as_recipe(["--stage=ledpo_ppo"]) == {"stage": "ledpo_ppo"}
+    monkeypatch.setitem(sys.modules, "ledpo_plugin.recipes.check", None)
+    assert patches._as_recipe(["--output_dir", "x", "--stage", "ledpo"]) == {"stage": "ledpo"}
+    assert patches._as_recipe(["--stage=ledpo_ppo"]) == {"stage": "ledpo_ppo"}
     with pytest.raises(ImportError):
-        host._as_recipe(["--stage", "dpo"])
+        patches._as_recipe(["--stage", "dpo"])

@@ -16,7 +16,7 @@ from eval_harness.agreement.verdicts import TIE, ScoreTable, Verdict
 from eval_harness.annotation.items import make_item
 from eval_harness.judging import judge_items, read_judge, summarise
 from eval_harness.judging.summary import text
-from eval_harness.studies.shown import shares_words, turned_words
+from ledpo_plugin.experiments.studies.shown import shares_words, turned_words
 
 # Eight comparisons of "base" with "ours": length of either answer, and which is better (1 ours, -1 base). The last two
 # are of one text with itself. Of the six others, the longer is the better in three.

@@ -15,10 +15,10 @@ from judge_server import JudgeServer, first, good, longer
 from eval_harness.agreement.tables import position_rows
 from eval_harness.annotation.items import make_item
 from eval_harness.judging import JudgeError, judge_items, read_judge, summarise
-from eval_harness.judging import asking as asking_module
+from eval_harness.judging import openai_client as asking_module
 from eval_harness.judging.alpaca import alpaca, official_win_rate
-from eval_harness.judging.asking import Pace, retry_after
 from eval_harness.judging.length_control import OFFICIAL, length_controlled
+from eval_harness.judging.openai_client import Pace, retry_after
 from eval_harness.judging.summary import text
 from ledpo_plugin.cli import main
 
@@ -358,7 +358,7 @@ def test_killed_in_the_middle_nothing_is_judged_twice(tmp_path):
 
 
 def test_two_processes_do_not_judge_into_one_folder(tmp_path):
-    from ledpo_plugin.experiments.store import locked
+    from ledpo_plugin.common.lock import locked
 
     with locked(tmp_path, "judging"), JudgeServer(lambda question, n: "A") as server:
         with pytest.raises(ValueError, match="name another folder"):
@@ -535,7 +535,7 @@ def test_a_model_here_is_read_by_its_probabilities(tiny, tmp_path):
 @pytest.mark.slow
 def test_llamafactory_s_own_server_and_the_same_model_here_as_judges(tmp_path):
     """`llamafactory-cli api` with the real 135M model over HTTP, and its probabilities in this process."""
-    from eval_harness.studies.serving import served
+    from ledpo_plugin.experiments.studies.serving import served
 
     model = ROOT / ".ledpo" / "models" / "SmolLM2-135M-Instruct"
     judge = read_judge(

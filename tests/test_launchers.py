@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ledpo_plugin.experiments import launchers
-from ledpo_plugin.experiments.definition import Resources
-from ledpo_plugin.experiments.launchers import LocalLauncher, NotEnough, Task
-from ledpo_plugin.experiments.store import locked
+from ledpo_plugin.common.lock import locked
+from ledpo_plugin.experiments.definition.experiment import Resources
+from ledpo_plugin.experiments.running import launchers
+from ledpo_plugin.experiments.running.launchers import LocalLauncher
+from ledpo_plugin.experiments.running.tasks import NotEnough, Task
 
 # Stands in for a worker's work alone: a process that says which devices it was given and stays until it is told to go.
 SITS = (
@@ -150,7 +151,7 @@ def test_the_libraries_of_the_server_leave_the_gpu_alone():
     """What is imported before the fork must neither use the GPU nor start threads of Python."""
     code = (
         "import threading\n"
-        "from ledpo_plugin.experiments.worker_server import LIBRARIES, require_untouched_gpu\n"
+        "from ledpo_plugin.experiments.running.worker_server import LIBRARIES, require_untouched_gpu\n"
         "[__import__(name) for name in LIBRARIES]\n"
         "require_untouched_gpu()\n"
         "import sys; print(threading.active_count(), 'llamafactory' in sys.modules)"

@@ -74,9 +74,8 @@ def test_so_have_other_settings(tiny, tmp_path, changes):
 
 def test_each_part_can_be_turned_off(tiny, tmp_path, monkeypatch):
     """Counted where it happens: shared rows, planned positions and passes of the reference."""
-    import ledpo_plugin.forward as forward
-    import ledpo_plugin.layout as layout
-    import ledpo_plugin.trainer as trainer
+    from ledpo_plugin.modeling import forward
+    from ledpo_plugin.training import collator, trainer
 
     counts: dict[str, int] = {}
 
@@ -89,7 +88,7 @@ def test_each_part_can_be_turned_off(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    count(layout, "shared_batch")
+    count(collator, "shared_batch")
     count(forward, "_planned")
     count(forward, "_plain")
     count(trainer, "to_values")
@@ -136,16 +135,16 @@ def test_a_model_that_answers_otherwise_is_trained_in_the_ordinary_layout(tiny, 
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", otherwise)
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
-    import ledpo_plugin.trainer as trainer
+    from ledpo_plugin.training import trainer
 
     notes = []
-    decide = trainer.decide
+    decide = trainer.enable_fast_paths
 
     def noting(*args, **kwargs):
         notes.extend(decide(*args, **kwargs))
         return notes
 
-    monkeypatch.setattr(trainer, "decide", noting)
+    monkeypatch.setattr(trainer, "enable_fast_paths", noting)
     _compare(tiny, tmp_path, beta_mode="fixed", learning_rate=1e-3, max_steps=4)
     if kind == "cap":
         assert notes == []

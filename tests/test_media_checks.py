@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from ledpo_plugin import host
-from ledpo_plugin.data_checks import drop_unusable
-from ledpo_plugin.media_checks import REASON, media_fault
+from ledpo_plugin.data.cut_media import REASON, media_fault
+from ledpo_plugin.data.unusable import drop_unusable
+from ledpo_plugin.host import contract
 
 CUTOFF = 300
 
@@ -50,7 +50,7 @@ def _rows(vision, prompts: list[str]) -> Dataset:
 
 
 def test_a_row_without_all_tokens_of_its_image_is_dropped_and_named(vision):
-    pieces = host.pieces()
+    pieces = contract.host_api()
     marks = {"images": pieces.IMAGE_PLACEHOLDER, "videos": pieces.VIDEO_PLACEHOLDER, "audios": pieces.AUDIO_PLACEHOLDER}
     long = "x" * 400
     rows = _rows(vision, ["<image>what", f"{long}<image>", f"<image>{long}", long, f"<image>{long}<image>"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ledpo_plugin.metrics import beta_metrics, pair_metrics, unpaired_metrics
+from ledpo_plugin.training.metrics import beta_metrics, pair_metrics, unpaired_metrics
 
 PAIRS = {
     "margin": torch.tensor([2.0, -1.0, 0.0, 3.0]),

@@ -9,7 +9,7 @@ from conftest import history, series, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from ledpo_plugin.mixture import Mixed, MixtureBatches, separate, share_problem
+from ledpo_plugin.data.mixture import Mixed, MixtureBatches, separate, share_problem
 
 SFT = {"sft_dataset": "instructions", "sft_ratio": 0.25}
 

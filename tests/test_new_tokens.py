@@ -10,13 +10,13 @@ from conftest import series, train, untied, write_recipe
 
 from eval_harness.generation.loading import load
 from ledpo_plugin import workflow
-from ledpo_plugin.beta_cli import beta_of_prompts, pad_prompts
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments.subject import measuring_recipe
-from ledpo_plugin.forward import forward_rows
-from ledpo_plugin.host import recipe_keys
-from ledpo_plugin.recipe import RecipeError, check_recipe
+from ledpo_plugin.experiments.measuring.evaluated_model import measuring_recipe
+from ledpo_plugin.host.arguments import recipe_keys
+from ledpo_plugin.modeling.forward import forward_rows
+from ledpo_plugin.modeling.inference import beta_of_prompts, pad_prompts
+from ledpo_plugin.recipes.check import RecipeError, check_recipe
 from ledpo_plugin.rewards._runs import RunProblem, read_run
 
 NEW = {"add_special_tokens": "<a>,<b>", "resize_vocab": True}
@@ -143,7 +143,7 @@ def test_a_reference_model_that_reads_other_tokens_is_refused(tiny, tmp_path, mo
     assert "ref_model" in capsys.readouterr().out
     with pytest.raises(RecipeError, match=why):
         train(recipe)
-    monkeypatch.setattr("ledpo_plugin._recipe_files._tokens", lambda folder: {})  # as of a model on the hub
+    monkeypatch.setattr("ledpo_plugin.recipes.files._tokens", lambda folder: {})  # as of a model on the hub
     with pytest.raises(ValueError, match=f"ref_model: .*{why}"):
         train(recipe)
 

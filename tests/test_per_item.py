@@ -9,7 +9,7 @@ from experiment_results import DATASET, HOSTILE, INSTRUCTIONS, make
 from scipy import stats
 
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments.report import rewrite_report, write_report
+from ledpo_plugin.experiments.reporting import rewrite_report, write_report
 
 ACCURACY, NLL = f"{DATASET}/accuracy", f"{INSTRUCTIONS}/nll"
 

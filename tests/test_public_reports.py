@@ -8,13 +8,14 @@ import public_inputs as inputs
 import pytest
 from conftest import series, train, write_recipe
 
-from ledpo_plugin._recipe_files import data_notes
-from ledpo_plugin._recipe_reading import read
 from ledpo_plugin.cli import main
-from ledpo_plugin.data_checks import NoUsableData
-from ledpo_plugin.host import TUNER, pieces, recipe_keys
-from ledpo_plugin.loading import load_data
-from ledpo_plugin.recipe import RecipeError, check_recipe
+from ledpo_plugin.data.loading import load_data
+from ledpo_plugin.data.unusable import NoUsableData
+from ledpo_plugin.host.arguments import recipe_keys
+from ledpo_plugin.host.contract import TUNER, host_api
+from ledpo_plugin.recipes.check import RecipeError, check_recipe
+from ledpo_plugin.recipes.files import data_notes
+from ledpo_plugin.recipes.reading import read
 
 GOOD = inputs.plain
 ENTRY = {"formatting": "sharegpt", "ranking": True}
@@ -40,12 +41,12 @@ def load(tiny, tmp_path, entry, rows, kind="pairs", stage="rm", **changes):
     model_args, data_args, training_args = arguments[:3]
     inputs.write_data(tmp_path / "data", "own", entry, rows)
     said: list[str] = []
-    tokenizer_module = pieces().load_tokenizer(model_args)
+    tokenizer_module = host_api().load_tokenizer(model_args)
     data = load_data(
         kind,
         said.append,
         stage=stage,
-        template=pieces().get_template(tokenizer_module["tokenizer"], copy.deepcopy(data_args)),
+        template=host_api().get_template(tokenizer_module["tokenizer"], copy.deepcopy(data_args)),
         model_args=model_args,
         data_args=data_args,
         training_args=training_args,
@@ -402,9 +403,9 @@ def test_a_large_file_is_looked_at_from_its_beginning(tiny, tmp_path, monkeypatc
     rows = inputs.rows_of((inputs.PAIRS, GOOD), 12)
     rows[1] = inputs.swapped(random.Random(1), 0)
     recipe = recipe_for(tiny, tmp_path, inputs.PAIRS, rows)
-    monkeypatch.setattr("ledpo_plugin._recipe_rows.MOST_ROWS", 5)
+    monkeypatch.setattr("ledpo_plugin.recipes.rows.MOST_ROWS", 5)
     (note,) = data_notes(read(recipe, recipe_keys(), {}))
     assert "1 of the first 5 rows" in note
-    monkeypatch.setattr("ledpo_plugin._recipe_rows.MOST_TEXT", 700)  # ends within a row
+    monkeypatch.setattr("ledpo_plugin.recipes.rows.MOST_TEXT", 700)  # ends within a row
     (note,) = data_notes(read(recipe, recipe_keys(), {}))
     assert "1 of the first " in note

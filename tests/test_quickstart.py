@@ -378,9 +378,11 @@ FULL_AFTER = {
 @pytest.fixture
 def no_head(monkeypatch):
     """Betas without a trained head: 0.1 for every prompt."""
-    from ledpo_plugin import beta_cli
+    from ledpo_plugin.modeling import inference
 
-    monkeypatch.setattr(beta_cli, "beta_of_prompts", lambda run, prompts: [{"prompt": p, "beta": 0.1} for p in prompts])
+    monkeypatch.setattr(
+        inference, "beta_of_prompts", lambda run, prompts: [{"prompt": p, "beta": 0.1} for p in prompts]
+    )
 
 
 @pytest.mark.parametrize("state_only", [True, False])

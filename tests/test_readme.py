@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ledpo_plugin import host
 from ledpo_plugin.cli import build_parser
-from ledpo_plugin.recipe import check_recipe, resolve_recipe
-from ledpo_plugin.tables import CHINESE, TABLES, refresh
+from ledpo_plugin.cli.tables import CHINESE, TABLES, refresh
+from ledpo_plugin.host import arguments as host_arguments
+from ledpo_plugin.host import contract
+from ledpo_plugin.recipes.check import check_recipe, resolve_recipe
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -58,7 +59,7 @@ def mapped(text: str) -> list[str]:
 
 @every_readme
 def test_generated_tables_are_up_to_date(text):
-    assert refresh(text) == text, "run `python -m ledpo_plugin.tables README.md README_zh.md`"
+    assert refresh(text) == text, "run `python -m ledpo_plugin.cli.tables README.md README_zh.md`"
     assert re.findall(r"<!-- table: (\w+)", text) == list(TABLES)
 
 
@@ -166,7 +167,7 @@ def test_versions_are_those_of_the_package_and_the_constraints(text):
     pinned = [span for span in code(text) if re.fullmatch(r"[\w-]+==[\w.]+", span)]
     assert len(pinned) >= 4
     assert [span for span in pinned if span not in constraints] == []
-    requirement = f"llamafactory{','.join(sorted(map(str, host.TESTED), reverse=True))}"
+    requirement = f"llamafactory{','.join(sorted(map(str, contract.TESTED), reverse=True))}"
     assert requirement in code(text)
     assert f'"{requirement}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -185,7 +186,7 @@ def test_the_recipe_is_good(tmp_path, monkeypatch):
     (data / "dataset_info.json").write_text(json.dumps({recipe["dataset"]: entry}))
     (data / "pairs.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
-    keys = host.recipe_keys()
+    keys = host_arguments.recipe_keys()
     assert check_recipe(recipe, keys, os.environ) == []
     resolved = resolve_recipe(recipe)
     assert check_recipe(resolved, keys, os.environ) == []
@@ -195,7 +196,7 @@ def test_the_recipe_is_good(tmp_path, monkeypatch):
 def test_the_recipe_of_rollouts_is_good():
     _, block = [body for language, body in FENCED.findall(TEXTS["README.md"]) if language == "yaml"]
     recipe = yaml.safe_load(block)
-    assert check_recipe(recipe, host.recipe_keys(), {}, with_files=False) == []
+    assert check_recipe(recipe, host_arguments.recipe_keys(), {}, with_files=False) == []
     resolved = resolve_recipe(recipe)
     assert (resolved["advantage_estimator"], resolved["kl_control"], resolved["top_p"]) == ("gae", "fixed", 1.0)
 

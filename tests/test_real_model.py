@@ -62,7 +62,7 @@ def test_training_with_a_head_learns_and_prints_beta(tmp_path):
     assert min(losses) < 0.69
     results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert results["eval_margins/beta_free"] != 0
-    from ledpo_plugin.beta_cli import beta_of_prompts
+    from ledpo_plugin.modeling.inference import beta_of_prompts
 
     betas = [
         row["beta"] for row in beta_of_prompts(tmp_path / "run", ["What is 2 + 2?", "Write a poem about the sea."])

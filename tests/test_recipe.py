@@ -13,7 +13,7 @@ import pytest
 from ledpo_plugin.betas import BETAS
 from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.recipe import (
+from ledpo_plugin.recipes.check import (
     CHECKS,
     Problem,
     RecipeError,
@@ -50,7 +50,7 @@ def host_keys() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def packages_installed(monkeypatch):
     """Recipes are right or wrong whatever optional packages this machine has; tests/test_recipe_packages.py asks."""
-    monkeypatch.setattr("ledpo_plugin._recipe_packages.installed", lambda package: True)
+    monkeypatch.setattr("ledpo_plugin.recipes.packages.installed", lambda package: True)
 
 
 PAIR_COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}

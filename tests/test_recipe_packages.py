@@ -8,10 +8,10 @@ import pytest
 from conftest import write_recipe
 from packaging.requirements import Requirement
 
-from ledpo_plugin import _recipe_packages as packages
 from ledpo_plugin.cli import main
-from ledpo_plugin.host import recipe_keys
-from ledpo_plugin.recipe import check_recipe
+from ledpo_plugin.host.arguments import recipe_keys
+from ledpo_plugin.recipes import packages
+from ledpo_plugin.recipes.check import check_recipe
 
 # Keys of public reports that ended in a traceback after the data had been processed, with one of their packages.
 REPORTED = (

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from eval_harness.generation.loading import load
 from eval_harness.generation.scoring import score_outputs
-from ledpo_plugin import host
-from ledpo_plugin.beta_cli import _load_model, beta_of_prompts
-from ledpo_plugin.caching import cache_key
-from ledpo_plugin.experiments.measure import Measured, measure_run
-from ledpo_plugin.recipe import check_recipe
-from ledpo_plugin.run_record import read_record
+from ledpo_plugin.common.run_record import read_record
+from ledpo_plugin.experiments.measuring.measure import Measured, measure_run
+from ledpo_plugin.host import arguments as host_arguments
+from ledpo_plugin.host import contract
+from ledpo_plugin.host import data as host_data
+from ledpo_plugin.modeling.inference import _load_model, beta_of_prompts
+from ledpo_plugin.recipes.check import check_recipe
+from ledpo_plugin.reference.caching import cache_key
 from ledpo_plugin.workflow import build_trainer
 
 
@@ -53,8 +55,8 @@ def _recipe(tiny, sft, output, **changes):
 
 
 def _trainer(recipe):
-    with host.templates_kept():
-        tuner = importlib.import_module(host.TUNER)
+    with host_data.templates_kept():
+        tuner = importlib.import_module(contract.TUNER)
         return build_trainer(*tuner.get_train_args(dict(recipe))[:4])[0]
 
 
@@ -160,8 +162,8 @@ def test_ledpo_beta_reads_the_adapter_that_was_merged(tiny, sft, tmp_path):
 def test_the_cache_s_key_says_which_reference_it_was(tiny, sft, tmp_path):
     def key(**changes):
         recipe = _recipe(tiny, sft, tmp_path / "run", **changes)
-        with host.templates_kept():
-            arguments = importlib.import_module(host.TUNER).get_train_args(recipe)
+        with host_data.templates_kept():
+            arguments = importlib.import_module(contract.TUNER).get_train_args(recipe)
         return cache_key(*arguments[:4], [])
 
     base, frozen, merged = key(), key(reference_adapter="frozen"), key(create_new_adapter=True)
@@ -197,7 +199,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 )
 def test_recipes_that_do_not_say_or_cannot_have_it_are_refused(tiny, sft, tmp_path, changes, key, part):
     recipe = _recipe(tiny, sft, tmp_path / "run") | changes
-    found = check_recipe(recipe, host.recipe_keys(), {}, with_files=False)
+    found = check_recipe(recipe, host_arguments.recipe_keys(), {}, with_files=False)
     texts = [str(item) for item in found if item.key == key]
     assert any(part in text and "Fix: " in text for text in texts), found
 
@@ -218,7 +220,7 @@ def test_recipes_that_say_it_or_need_not_are_good(tiny, sft, tmp_path, changes):
     recipe = _recipe(tiny, sft, tmp_path / "run") | changes
     if "stage" in changes:
         recipe.pop("disable_reference_cache")
-    assert check_recipe(recipe, host.recipe_keys(), {}, with_files=False) == []
+    assert check_recipe(recipe, host_arguments.recipe_keys(), {}, with_files=False) == []
 
 
 # ---- measured elsewhere: the start and the reference are base and SFT, too

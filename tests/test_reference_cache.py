@@ -17,9 +17,9 @@ import torch
 from conftest import series, train
 from safetensors.torch import load_file, save_file
 
-from ledpo_plugin import caching
-from ledpo_plugin.host import pieces
-from ledpo_plugin.reference_cache import KEY, VALUES, CacheError, ReferenceCache, files_hash, fingerprint, key_hash
+from ledpo_plugin.host.contract import host_api
+from ledpo_plugin.reference import caching
+from ledpo_plugin.reference.cache import KEY, VALUES, CacheError, ReferenceCache, files_hash, fingerprint, key_hash
 from ledpo_plugin.workflow import fill_caches
 
 FIELDS = {"logps": (2,), "hidden": (4,)}
@@ -85,7 +85,7 @@ def test_two_writers_keep_each_other_s_rows(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from ledpo_plugin.reference_cache import ReferenceCache
+from ledpo_plugin.reference.cache import ReferenceCache
 size, offset = 2000, int(sys.argv[2])
 cache = ReferenceCache(Path(sys.argv[1]), {"model": "a"}, size, {"logps": (2,), "hidden": (64,)})
 for row in range(offset, size, 2):
@@ -230,7 +230,7 @@ def test_weights_that_are_drawn_while_loading_are_those_of_a_seed(name):
 
 
 def test_the_settings_in_the_key_are_keys_of_the_host():
-    known = {item.name for item in dataclasses.fields(pieces().ModelArguments)}
+    known = {item.name for item in dataclasses.fields(host_api().ModelArguments)}
     assert set(caching.RANDOM_WEIGHTS) <= set(caching.MODEL_SETTINGS) <= known
 
 
@@ -299,7 +299,7 @@ def test_first_and_later_runs_equal_a_run_without_the_cache(tiny, tmp_path, monk
     first = train(tiny.recipe(tmp_path / "first", **common))
     passes = []
     original = caching.to_values
-    monkeypatch.setattr("ledpo_plugin.trainer.to_values", lambda *a: passes.append(1) or original(*a))
+    monkeypatch.setattr("ledpo_plugin.training.trainer.to_values", lambda *a: passes.append(1) or original(*a))
     later = train(tiny.recipe(tmp_path / "later", **common))
     assert passes == []  # 12 steps are an epoch: everything was there
     for run in (first, later):
@@ -373,9 +373,9 @@ def test_weights_that_are_not_in_place_before_training_are_refused_unless_all_is
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
     recipe = tiny.recipe(tmp_path / "run", beta_mode="fixed", fill_reference_cache=True, disable_response_logits=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ledpo_plugin.trainer.weights_are_elsewhere", lambda: True)
+        patch.setattr("ledpo_plugin.training.trainer.weights_are_elsewhere", lambda: True)
         with pytest.raises(ValueError, match="Run `ledpo cache RECIPE` in one process first"):
             train(recipe)
     fill_caches(recipe)
-    monkeypatch.setattr("ledpo_plugin.trainer.weights_are_elsewhere", lambda: True)
+    monkeypatch.setattr("ledpo_plugin.training.trainer.weights_are_elsewhere", lambda: True)
     assert len(series(train(recipe), "loss")) == 4

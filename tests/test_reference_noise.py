@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTConfig, SwitchTransformersConfig
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
 
-from ledpo_plugin import reference_cache
-from ledpo_plugin.evaluation_mode import in_evaluation_mode
-from ledpo_plugin.host import TUNER
-from ledpo_plugin.reference_cache import KEY, VALUES, ReferenceCache
-from ledpo_plugin.trainer import PreferenceTrainer
+from ledpo_plugin.host.contract import TUNER
+from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode
+from ledpo_plugin.reference import cache as reference_cache
+from ledpo_plugin.reference.cache import KEY, VALUES, ReferenceCache
+from ledpo_plugin.training.trainer import PreferenceTrainer
 from ledpo_plugin.workflow import build_trainer
 
 START = math.log(2)  # the loss of sigmoid at zero margin
@@ -277,7 +277,7 @@ def test_no_pass_of_a_training_run_packs_quantised_weights(tiny, tmp_path):
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ledpo_plugin.workflow.pieces", _pieces_with(load_model))
+        patch.setattr("ledpo_plugin.workflow.host_api", _pieces_with(load_model))
         run = train(recipe)
     assert found
     assert not any(module.packed for module in found)
@@ -287,6 +287,6 @@ def test_no_pass_of_a_training_run_packs_quantised_weights(tiny, tmp_path):
 def _pieces_with(load_model):
     from types import SimpleNamespace
 
-    from ledpo_plugin.host import pieces
+    from ledpo_plugin.host.contract import host_api
 
-    return lambda: SimpleNamespace(**(vars(pieces()) | {"load_model": load_model}))
+    return lambda: SimpleNamespace(**(vars(host_api()) | {"load_model": load_model}))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ledpo_plugin.experiments.reuse import other_results, reused
-from ledpo_plugin.experiments.summary import FORMAT, renewed
+from ledpo_plugin.experiments.report.reuse import other_results, reused
+from ledpo_plugin.experiments.report.summary import FORMAT, renewed
 
 ROOT = Path(__file__).parents[1]
 DEFINITIONS = {

@@ -20,10 +20,10 @@ from reward_server import RewardServer, by_length
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ledpo_plugin._recipe_problem import Problem
-from ledpo_plugin._recipe_reading import read
-from ledpo_plugin._recipe_rewards import check_reward_files, check_rewards, idle_in
-from ledpo_plugin.fused_lora import fuse
+from ledpo_plugin.common.problem import Problem
+from ledpo_plugin.modeling.fused_lora import fuse
+from ledpo_plugin.recipes.reading import read
+from ledpo_plugin.recipes.rewards import check_reward_files, check_rewards, idle_in
 from ledpo_plugin.rewards import RewardBatch, RewardError, Rewards, build_rewards
 from ledpo_plugin.rewards._api import KEY, ServerReward
 from ledpo_plugin.rewards._function import FunctionReward
@@ -76,9 +76,10 @@ def load(tiny: Tiny, output: Path, **changes: Any) -> SimpleNamespace:
     """Load a policy as the plugin's workflow does, up to where rewards are built."""
     from llamafactory.train.tuner import get_train_args
 
-    from ledpo_plugin.host import pieces, templates_kept
+    from ledpo_plugin.host.contract import host_api
+    from ledpo_plugin.host.data import templates_kept
 
-    host = pieces()
+    host = host_api()
     own = {key: changes.pop(key) for key in list(changes) if key.startswith("reward_")}
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(tiny.recipe(output, **changes))
     for key, value in own.items():
@@ -300,7 +301,7 @@ def evaluated(tiny: Tiny, run: Path, output: Path, **changes: Any) -> tuple[Any,
     """Return held-out pairs and the columns that a trainer with the run's weights and head reports of them."""
     from llamafactory.train.tuner import get_train_args
 
-    from ledpo_plugin.host import templates_kept
+    from ledpo_plugin.host.data import templates_kept
     from ledpo_plugin.workflow import build_trainer
 
     recipe = tiny.recipe(output, eval_dataset="heldout", **changes)
@@ -970,7 +971,7 @@ def _foreign_run(root: Path, run_full: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def host_keys() -> dict[str, Any]:
-    from ledpo_plugin.host import recipe_keys
+    from ledpo_plugin.host.arguments import recipe_keys
 
     return recipe_keys()
 

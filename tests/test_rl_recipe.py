@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from test_recipe import GONE, recipe_of, root  # noqa: F401  (a fixture)
 
-from ledpo_plugin.host import recipe_keys
+from ledpo_plugin.host.arguments import recipe_keys
 from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.recipe import check_recipe, resolve_recipe
+from ledpo_plugin.recipes.check import check_recipe, resolve_recipe
 
 PPO = {
     "stage": "ledpo_ppo",

@@ -37,7 +37,7 @@ def built(recipe):
     """Return the trainer of a recipe, before its first step."""
     from llamafactory.train.tuner import get_train_args
 
-    from ledpo_plugin.host import templates_kept
+    from ledpo_plugin.host.data import templates_kept
     from ledpo_plugin.workflow import build_trainer
 
     with templates_kept():
@@ -258,9 +258,9 @@ def test_by_beta_a_prompts_kl_costs_what_its_beta_says(tiny, tmp_path):
     trainer = built(ppo(tiny, tmp_path / "ppo", advantage_estimator="rloo", num_generations=2, **own))
     trainer.phase.make_rollout(0)
     rollout = trainer.phase.rollout
-    from ledpo_plugin.beta_cli import pad_prompts
     from ledpo_plugin.betas import BetaFeatures
-    from ledpo_plugin.forward import forward_rows
+    from ledpo_plugin.modeling.forward import forward_rows
+    from ledpo_plugin.modeling.inference import pad_prompts
 
     batch = pad_prompts(rollout.prompts, trainer.processing_class, "cpu")
     with torch.no_grad(), trainer.model.disable_adapter():
@@ -319,7 +319,7 @@ def test_prompts_come_from_pairs_and_instructions_without_repetition_or_overleng
     assert max(map(len, rows)) <= 100
     text = trainer.processing_class.decode(rows[0])
     assert text.endswith("<|im_start|>assistant\n")
-    from ledpo_plugin.data_checks import NoUsableData
+    from ledpo_plugin.data.unusable import NoUsableData
 
     with pytest.raises(NoUsableData, match="longer than cutoff_len"):
         built(ppo(tiny, tmp_path / "short", cutoff_len=12))

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from test_experiment_engine import ledpo, numbers, start, workers_of
 
-from ledpo_plugin.experiments.operations import KINDS, by_kind, reward_model_flops
-from ledpo_plugin.experiments.signs import REWARD_ROSE, gain_in_errors, judged, rules
-from ledpo_plugin.usage import Cost, Counts
+from ledpo_plugin.experiments.measuring.operations import KINDS, by_kind, reward_model_flops
+from ledpo_plugin.experiments.report.reward_hacking import REWARD_ROSE, gain_in_errors, judged, rules
+from ledpo_plugin.training.usage import Cost, Counts
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "yaml_recipes/ledpo_rlhf_combination"

@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ledpo_plugin.head_file import HeadFileError
-from ledpo_plugin.logps import IGNORE
+from ledpo_plugin.modeling.head_file import HeadFileError
+from ledpo_plugin.modeling.logps import IGNORE
 from ledpo_plugin.rl.generate import Answer, Draw, Sampling, cut_behind_stop, generate, numbers_of
-from ledpo_plugin.rl.learning import best_and_worst, pair_row
-from ledpo_plugin.rl.order import NO_ROW, PromptOrder, Schedule, Sizes, SlotBatches, rows_of_update
 from ledpo_plugin.rl.rollout import Rollout, load_rollout, save_rollout
+from ledpo_plugin.rl.sampler import NO_ROW, PromptOrder, Schedule, Sizes, SlotBatches, rows_of_update
 from ledpo_plugin.rl.scores import answers_batch, score_answers
+from ledpo_plugin.rl.targets import best_and_worst, pair_row
 
 SIZES = Sizes(batch=2, accumulated=2, buffer=3, epochs=2, group=4)
 

@@ -10,7 +10,7 @@ from eval_harness.agreement.alignment import align
 from eval_harness.agreement.ranking import choices
 from eval_harness.agreement.selection import LEAST, choose, halves, judge
 from eval_harness.agreement.verdicts import ScoreTable
-from eval_harness.studies.decoding_report import _best, _best_words
+from ledpo_plugin.experiments.studies.decoding_report import _best, _best_words
 
 SETTINGS, PROMPTS, STUDIES = 13, 80, 200
 

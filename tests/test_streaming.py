@@ -8,9 +8,10 @@ import pytest
 from conftest import cli, history, series, train, write_recipe
 from datasets import Dataset
 
-from ledpo_plugin.host import TUNER, recipe_keys
-from ledpo_plugin.recipe import check_recipe
-from ledpo_plugin.token_rows import has_media, is_streamed
+from ledpo_plugin.data.token_rows import has_media, is_streamed
+from ledpo_plugin.host.arguments import recipe_keys
+from ledpo_plugin.host.contract import TUNER
+from ledpo_plugin.recipes.check import check_recipe
 from ledpo_plugin.workflow import build_trainer
 
 STREAMED = {"streaming": True, "buffer_size": 8}

@@ -18,18 +18,12 @@ from tiny_experiment import write_experiment
 from eval_harness.agreement.comparing import against_labels, compare
 from eval_harness.agreement.verdicts import ScoreTable
 from eval_harness.data import DataSetError, read_dataset, read_pairs
-from eval_harness.studies import study_of
-from eval_harness.studies.decoding_plots import front
-from eval_harness.studies.decoding_tables import _terciles
-from eval_harness.studies.parts import START, digest
-from ledpo_plugin import host
-from ledpo_plugin.experiments.engine import base_runs, job_of
-from ledpo_plugin.experiments.files import write_json
-from ledpo_plugin.experiments.plan import plan
-from ledpo_plugin.experiments.problems import ExperimentError
+from ledpo_plugin.common.files import write_json
+from ledpo_plugin.experiments.definition.plan import plan
+from ledpo_plugin.experiments.definition.problems import ExperimentError
 from ledpo_plugin.experiments.reading import read_experiment
-from ledpo_plugin.experiments.report import write_report
-from ledpo_plugin.experiments.store import (
+from ledpo_plugin.experiments.reporting import write_report
+from ledpo_plugin.experiments.results.store import (
     definition_of,
     is_finished,
     open_results,
@@ -37,8 +31,14 @@ from ledpo_plugin.experiments.store import (
     write_part,
     write_run,
 )
-from ledpo_plugin.experiments.worker import TRAINED
-from ledpo_plugin.experiments.worker import main as work
+from ledpo_plugin.experiments.running.engine import base_runs, job_of
+from ledpo_plugin.experiments.running.worker import TRAINED
+from ledpo_plugin.experiments.running.worker import main as work
+from ledpo_plugin.experiments.studies.decoding_plots import front
+from ledpo_plugin.experiments.studies.decoding_tables import _terciles
+from ledpo_plugin.experiments.studies.kinds import study_of
+from ledpo_plugin.experiments.studies.parts import START, digest
+from ledpo_plugin.host import arguments
 
 METHODS = {
     "kind": "evaluation_methods",
@@ -72,7 +72,7 @@ DECODING = {
 
 @pytest.fixture(scope="module")
 def host_keys():
-    return host.recipe_keys()
+    return arguments.recipe_keys()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_another_judge_s_file_asks_only_that_judge_again(methods, tiny, server, 
 
 def test_people_s_ratings_are_taken_in(methods, tmp_path):
     """An export of `ledpo eval annotate` over the study's own answers, by two annotators."""
-    from eval_harness.studies.methods_tables import PEOPLE, agreement
+    from ledpo_plugin.experiments.studies.methods_tables import PEOPLE, agreement
 
     results = methods[1]
     job = json.loads((results / "study/agreement/all/job.json").read_text())
@@ -380,7 +380,7 @@ def test_the_front_is_of_what_nothing_beats():
 
 def test_an_answer_is_scored_once(methods):
     from eval_harness.generation import load
-    from eval_harness.studies.outputs import Scorer
+    from ledpo_plugin.experiments.studies.outputs import Scorer
 
     loaded = load(methods[1] / "runs/ledpo/seed-1/train")
     scorer = Scorer(loaded, ["river", "stone"], 2)
@@ -632,8 +632,8 @@ def test_means_and_win_rates_from_the_kept_scores_and_verdicts(methods):
 
 def test_kept_verdicts_can_be_read_again(methods):
     from eval_harness.agreement.pairwise import position_bias
-    from eval_harness.studies import kept
-    from eval_harness.studies.judged import read_verdicts
+    from ledpo_plugin.experiments.studies import kept
+    from ledpo_plugin.experiments.studies.judged import read_verdicts
 
     study = numbers_of(methods[0], methods[1])
     for name, own in study["per_item"]["verdicts"].items():

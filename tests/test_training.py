@@ -56,7 +56,7 @@ def test_learned_beta_in_other_stages(tiny, tmp_path, stage, mode):
 
 
 def test_no_reference_model_is_loaded_where_the_loss_needs_none(tiny, tmp_path, monkeypatch):
-    import ledpo_plugin.workflow as workflow
+    from ledpo_plugin import workflow
 
     made = []
     original = workflow._reference

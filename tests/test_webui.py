@@ -12,9 +12,9 @@ import pytest
 import yaml
 from webui_pages import Board, running_browser, running_ui
 
-from ledpo_plugin import host
-from ledpo_plugin.live_log import log_path, read_live_log
-from ledpo_plugin.recipe import RecipeError, check_recipe
+from ledpo_plugin.host import arguments
+from ledpo_plugin.recipes.check import RecipeError, check_recipe
+from ledpo_plugin.training.live_log import log_path, read_live_log
 from ledpo_plugin.webui import words
 from ledpo_plugin.webui.keys import form_keys
 from ledpo_plugin.webui.saved import MARK
@@ -206,7 +206,7 @@ def test_wrong_values_are_told_as_in_recipes_and_nothing_starts(board, tiny, uis
         "dataset": "pairs", "dataset_dir": str(tiny.data), "model_name_or_path": str(tiny.model), "do_train": True,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8,
     }  # fmt: skip
-    for problem in check_recipe(args, host.recipe_keys(), os.environ):
+    for problem in check_recipe(args, arguments.recipe_keys(), os.environ):
         assert str(problem) in said
     assert RecipeError.__name__ not in said
     assert uis[0].children() == []

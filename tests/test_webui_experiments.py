@@ -17,11 +17,12 @@ from experiment_results import HOSTILE, make
 from tiny_experiment import write_experiment
 from webui_pages import ELSEWHERE, Ui, running_browser, running_ui
 
-from ledpo_plugin.experiments import background
-from ledpo_plugin.experiments.files import read_json, write_json
-from ledpo_plugin.experiments.overview import find_experiments, overview, sketch
-from ledpo_plugin.experiments.report import write_report
-from ledpo_plugin.experiments.store import BACKGROUND, BACKGROUND_LOG, EXPERIMENT, LOCK, ResultsError, locked
+from ledpo_plugin.common.files import read_json, write_json
+from ledpo_plugin.common.lock import LOCK, locked
+from ledpo_plugin.experiments.reporting import write_report
+from ledpo_plugin.experiments.results.store import BACKGROUND, BACKGROUND_LOG, EXPERIMENT, ResultsError
+from ledpo_plugin.experiments.running import background
+from ledpo_plugin.experiments.running.overview import find_experiments, overview, sketch
 from ledpo_plugin.webui import experiments_actions as actions
 from ledpo_plugin.webui.experiments_texts import EXPERIMENT_LOCALES, LANGUAGES, WORDS, say
 
@@ -35,7 +36,7 @@ PLACE = Path("runs/experiments") / NAME / "cpu"
 
 
 def test_every_label_and_word_is_there_in_five_languages():
-    package = Path(background.__file__).parent.parent
+    package = Path(background.__file__).parents[2]
     sources = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "experiments_texts.py")
     assert [word for word in WORDS if f'"{word}"' not in sources] == [], "a word that nobody says"
     for word, texts in WORDS.items():

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from ledpo_plugin import host, hparams, live_log
+from ledpo_plugin import hparams
+from ledpo_plugin.host import arguments, contract
 from ledpo_plugin.hparams import BETA_MODES, LedpoArguments, argument_fields
-from ledpo_plugin.recipe import check_recipe
+from ledpo_plugin.recipes.check import check_recipe
 from ledpo_plugin.stages import STAGES
+from ledpo_plugin.training import live_log
 from ledpo_plugin.webui import curves, datasets, keys, plain, saved, words
 from ledpo_plugin.webui.keys import acting, entered, form_keys
 
@@ -50,7 +52,7 @@ def test_a_new_argument_appears_by_itself(monkeypatch):
 
 def test_a_form_left_as_it_is_makes_a_recipe_without_problems():
     """At every stage, with every loss and beta mode it admits: nothing is sent that has no effect."""
-    host_keys, tried = host.recipe_keys(), 0
+    host_keys, tried = arguments.recipe_keys(), 0
     start = {"do_train": True, "model_name_or_path": "some/model", "dataset": "pairs", "template": "chatml"}
     for name, stage in STAGES.items():
         losses = keys.pairwise_losses() if stage.any_loss else (stage.default_loss,)
@@ -178,7 +180,7 @@ def _load(path):
 
 @pytest.fixture
 def with_stages(monkeypatch):
-    stages = host.webui_pieces().TRAINING_STAGES
+    stages = contract.webui_api().TRAINING_STAGES
     monkeypatch.setitem(stages, "LEDPO", "ledpo")
 
 
@@ -280,17 +282,17 @@ def test_the_live_log_goes_on_where_training_goes_on(tmp_path):
 
 
 def test_the_installed_web_ui_is_as_expected():
-    assert host.webui_mismatches() == []
+    assert contract.webui_mismatches() == []
 
 
 def test_another_web_ui_stays_as_it_is_and_says_so(monkeypatch, capsys):
     from ledpo_plugin.webui.hook import install
 
-    ui = host.webui_pieces().interface
+    ui = contract.webui_api().interface
     before = ui.create_train_tab
     monkeypatch.setattr(ui, "create_train_tab", inspect.unwrap(before))
-    wrong = (*host.WEBUI_SIGNATURES, (host.WEBUI_RUNNER, "Runner.gone", ("self",)))
-    monkeypatch.setattr(host, "WEBUI_SIGNATURES", wrong)
+    wrong = (*contract.WEBUI_SIGNATURES, (contract.WEBUI_RUNNER, "Runner.gone", ("self",)))
+    monkeypatch.setattr(contract, "WEBUI_SIGNATURES", wrong)
     install()
     assert not hasattr(ui.create_train_tab, "ledpo_original")
     said = capsys.readouterr().err
@@ -312,5 +314,5 @@ def test_the_ui_is_built_without_what_only_its_buttons_need(tmp_path):
     frozen, *modules = done.stdout.splitlines()[-1].split()
     assert int(frozen) > 100_000
     assert {"ledpo_plugin.webui.form", "ledpo_plugin.webui.experiments"} <= set(modules)
-    later = ("recipe", "rewards", "experiments", "trainer", "webui.experiments_pages")
+    later = ("recipes.check", "rewards", "experiments", "training.trainer", "webui.experiments_pages")
     assert [name for name in modules if name.removeprefix("ledpo_plugin.").startswith(later)] == []

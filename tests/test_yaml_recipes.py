@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ledpo_plugin import host
-from ledpo_plugin.experiments.budget import UNENDING
-from ledpo_plugin.experiments.words import flops
-from ledpo_plugin.recipe import check_recipe
+from ledpo_plugin.experiments.definition.budget import UNENDING
+from ledpo_plugin.experiments.report.formatting import flops
+from ledpo_plugin.host import arguments
+from ledpo_plugin.recipes.check import check_recipe
 
 ROOT = Path(__file__).parent.parent
 TREE = ROOT / "yaml_recipes"
@@ -77,7 +77,7 @@ each_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 
 @pytest.fixture(scope="module")
 def host_keys() -> dict[str, Any]:
-    return host.recipe_keys()
+    return arguments.recipe_keys()
 
 
 def _index_line(name: str, definition: dict[str, Any]) -> str:
@@ -253,7 +253,7 @@ def test_nothing_is_trained_on_that_is_held_out():
 
 def test_losses_keep_the_recommended_values():
     """Up to one factor of the learning rate, common to all variants of a profile."""
-    from ledpo_plugin._recipe_reading import loss_of, mode_of, recommended, stage_of
+    from ledpo_plugin.recipes.reading import loss_of, mode_of, recommended, stage_of
 
     for profile in ("cpu", "gpu"):
         factors = set()

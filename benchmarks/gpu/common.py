@@ -176,7 +176,7 @@ def train(told: dict[str, Any], callbacks: list | None = None) -> Path:
     """Run a recipe in this process through LLaMA-Factory's own entry; return its output folder."""
     from llamafactory.train.tuner import run_exp
 
-    from ledpo_plugin.host import templates_kept
+    from ledpo_plugin.host.data import templates_kept
 
     with templates_kept(), born_on_device():
         run_exp(dict(told), callbacks=callbacks or [])
@@ -221,7 +221,7 @@ def provenance(commit: str) -> dict[str, Any]:
 
     import torch
 
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.run_record import package_versions
 
     found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit}
     found |= {"python": platform.python_version(), "cores": os.cpu_count(), "versions": package_versions()}

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ledpo_plugin.lookup import lookup
+from ledpo_plugin.common.lookup import lookup
 
 from .comparisons import category, of_method
 from .figures import DRAWS, Figure, Undefined, bootstrapped, of_ratio

@@ -5,8 +5,8 @@ from pathlib import Path
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ledpo_plugin.experiments.files import write_json
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.files import write_json
+    from ledpo_plugin.common.run_record import package_versions
 
     from .comparing import compare
     from .comparisons import gain_table

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ledpo_plugin.lookup import lookup
+from ledpo_plugin.common.lookup import lookup
 
 from .alignment import Aligned
 from .figures import DRAWS, Figure, Undefined, bootstrapped

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ledpo_plugin.experiments.stats import LEVEL, RESAMPLES, Estimate, bootstrap_difference
+from ledpo_plugin.common.stats import LEVEL, RESAMPLES, Estimate, bootstrap_difference
 
 DRAWS = 2_000  # of statistics that are computed anew for every draw; means have RESAMPLES
 UNDEFINED = 0.01  # share of draws in which a statistic may be undefined before its interval is given up

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linprog, minimize
 from scipy.special import expit, ndtri
 
-from ledpo_plugin.experiments.stats import LEVEL
+from ledpo_plugin.common.stats import LEVEL
 
 from .comparisons import category, gains, of_method
 from .correlation import correlate

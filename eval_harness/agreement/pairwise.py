@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from scipy.special import ndtri
 
-from ledpo_plugin.experiments.stats import LEVEL
+from ledpo_plugin.common.stats import LEVEL
 
 from .alignment import counted
 from .comparisons import category, gains, of_method

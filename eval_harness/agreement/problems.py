@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ledpo_plugin._recipe_problem import Problem, listing
+from ledpo_plugin.common.problem import Problem, listing
 
 SHOWN = 50  # a file that is wrong in every line must not fill the screen; `problems` has them all
 

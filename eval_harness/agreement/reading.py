@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ledpo_plugin._recipe_problem import Problem, problem, unknown
+from ledpo_plugin.common.problem import Problem, problem, unknown
 
 from .problems import DataError
 from .verdicts import TIE, ScoreTable, Verdict

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ledpo_plugin.experiments.stats import LEVEL, holm, paired_difference
+from ledpo_plugin.common.stats import LEVEL, holm, paired_difference
 
 LEAST = 30  # items that must judge a choice before it is recommended
 SPLIT_SEED = 20240305  # of the halves: fixed, so that nobody can look for a split that suits

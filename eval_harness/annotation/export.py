@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ledpo_plugin.experiments.plain_text import visible
+from ledpo_plugin.common.plain_text import visible
 
 from .items import Item
 from .tally import counted, gaps, tallies

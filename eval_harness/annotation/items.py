@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ledpo_plugin.experiments.plain_text import visible
+from ledpo_plugin.common.plain_text import visible
 
 from .problems import AnnotationError, quoted, rows_text, some
 from .reading import Row, read_rows

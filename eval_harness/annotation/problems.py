@@ -32,7 +32,7 @@ def rows_text(numbers: Sequence[int]) -> str:
 
 def quoted(text: str, limit: int = 60) -> str:
     """Return the beginning of a text that others wrote, in quotes, on one line, with nothing hidden in it."""
-    from ledpo_plugin.experiments.plain_text import visible
+    from ledpo_plugin.common.plain_text import visible
 
     line = " ".join(visible(text).split())
     return f'"{line[:limit]}…"' if len(line) > limit else f'"{line}"'

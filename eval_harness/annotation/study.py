@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.experiments.files import read_json, write_json
-from ledpo_plugin.experiments.plain_text import visible
+from ledpo_plugin.common.files import read_json, write_json
+from ledpo_plugin.common.plain_text import visible
 
 from .assignment import Shown, assign
 from .items import Item

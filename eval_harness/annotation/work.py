@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ledpo_plugin.experiments.files import write_text
+from ledpo_plugin.common.files import write_text
 
 from .export import csv_text, json_text
 from .external import import_ratings

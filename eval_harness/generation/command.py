@@ -24,7 +24,7 @@ def _decoding(args: argparse.Namespace):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ledpo_plugin.experiments.files import write_json
+    from ledpo_plugin.common.files import write_json
 
     from .prompts import PromptError, prompts_of_dataset, prompts_of_file
 
@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
         prompts = prompts_of_file(args.prompts)[: args.limit]
     else:
         prompts, left_out = prompts_of_dataset(args.dataset, args.dataset_dir, args.limit)
-    from ledpo_plugin.run_record import package_versions
+    from ledpo_plugin.common.run_record import package_versions
 
     from .generating import generate
     from .loading import load

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_problem import Problem, listing, problem, unknown
+from ledpo_plugin.common.problem import Problem, listing, problem, unknown
 
 METHODS = ("greedy", "beam", "sample")
 OF_SAMPLING = ("temperature", "top_p", "top_k", "typical_p", "min_p", "adaptive")
@@ -78,7 +78,7 @@ def read_decoding(given: "Mapping[str, Any] | Decoding | str | Path") -> Decodin
     if isinstance(given, Decoding):
         return given
     if isinstance(given, str | Path):
-        from ledpo_plugin.experiments.definition import read_yaml
+        from ledpo_plugin.common.files import read_yaml
 
         given = read_yaml(Path(given))
     problems: list[Problem] = []

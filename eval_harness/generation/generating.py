@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ledpo_plugin.experiments.files import read_json, write_json
-from ledpo_plugin.experiments.generations import cut_at_stop, left_padded, no_settings_of_its_own
-from ledpo_plugin.lookup import lookup
+from ledpo_plugin.common.files import read_json, write_json
+from ledpo_plugin.common.lookup import lookup
+from ledpo_plugin.modeling.generate import Draw, cut_at_stop, left_padded, no_settings_of_its_own, row_seed
 
 from .decoding import Decoding, adapted
 from .loading import Loaded
-from .warping import Draw, Filters, Penalty, row_seed
+from .warping import Filters, Penalty
 
 FORMAT = 1
 

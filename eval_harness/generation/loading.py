@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ledpo_plugin.beta_cli import encode_prompt, inference_arguments, load_for_inference, load_start, pad_prompts
 from ledpo_plugin.betas import BETAS, BetaFeatures, BetaStrategy
-from ledpo_plugin.forward import forward_rows
-from ledpo_plugin.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
+from ledpo_plugin.common.run_record import RECORD, read_record
 from ledpo_plugin.hparams import FROZEN, HEAD_MODES
-from ledpo_plugin.reference_cache import default_folder, files_hash
-from ledpo_plugin.run_record import RECORD, read_record
+from ledpo_plugin.modeling.forward import forward_rows
+from ledpo_plugin.modeling.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
+from ledpo_plugin.modeling.inference import (
+    encode_prompt,
+    inference_arguments,
+    load_for_inference,
+    load_start,
+    pad_prompts,
+)
+from ledpo_plugin.reference.cache import default_folder, files_hash
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from eval_harness.data import read_dataset
-from ledpo_plugin._recipe_problem import listing
-from ledpo_plugin._recipe_problem import problem as make_problem
-from ledpo_plugin.beta_cli import read_prompts as read_file
+from ledpo_plugin.common.problem import listing
+from ledpo_plugin.common.problem import problem as make_problem
+from ledpo_plugin.modeling.prompt_files import read_prompts as read_file
 
 LARGEST_LIST = 8
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ledpo_plugin.forward import forward_rows
-from ledpo_plugin.logps import IGNORE
-from ledpo_plugin.plans import plan_of_rows
+from ledpo_plugin.modeling.forward import forward_rows
+from ledpo_plugin.modeling.logit_positions import plan_of_rows
+from ledpo_plugin.modeling.logps import IGNORE
 
 from .loading import Loaded
 

@@ -1,6 +1,5 @@
 """From a model's predictions to the next token, each row of a batch as if it were alone."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -69,29 +68,3 @@ class Filters(LogitsProcessor):
             else:
                 scores = step(input_ids, scores)
         return scores
-
-
-class Draw(LogitsProcessor):
-    """Adds Gumbel noise, so that the likeliest token is a draw from the distribution (Gumbel 1954; Maddison 2014).
-
-    Each row has a random stream of its own, by its seed: its draws do not depend on what else is in the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int]):
-        """Take a seed for every row."""
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores [B, V] with noise."""
-        noise = torch.empty(scores.shape, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        # -ln of an exponential variable is a Gumbel variable; 0 would be infinite.
-        gumbel = -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
-        return scores.float() + gumbel.to(scores.device)
-
-
-def row_seed(seed: int, prompt: str) -> int:
-    """Return the seed of a prompt's random stream."""
-    digest = hashlib.sha256(f"{seed}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.experiments.files import read_lines
-from ledpo_plugin.experiments.store import Locked, locked
+from ledpo_plugin.common.files import read_lines
+from ledpo_plugin.common.lock import Locked, locked
 
 from .judge import Judge
 

@@ -9,7 +9,7 @@ def _judge(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from eval_harness.annotation.items import read_items
-    from ledpo_plugin.experiments.files import write_json, write_text
+    from ledpo_plugin.common.files import write_json, write_text
 
     from . import judge_items, read_judge, summarise
     from .summary import text

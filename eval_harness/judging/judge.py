@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ledpo_plugin._recipe_problem import Problem, listing, problem, unknown
+from ledpo_plugin.common.problem import Problem, listing, problem, unknown
 
 KINDS = ("http", "local")
 PROMPT = Path(__file__).parent / "prompts" / "pairwise.txt"
@@ -141,7 +141,7 @@ def read_judge(given: Mapping[str, Any] | Judge | str | Path) -> Judge:
         return given
     where = "The judge"
     if isinstance(given, str | Path):
-        from ledpo_plugin.experiments.definition import read_yaml
+        from ledpo_plugin.common.files import read_yaml
 
         where = f"The judge {given}"
         try:

@@ -10,10 +10,10 @@ from eval_harness.agreement.verdicts import TIE, Verdict
 from eval_harness.annotation.items import Item
 
 from .alpaca import annotate
-from .asking import Endpoint, Usage
 from .cache import Answers, answers, key_of
 from .judge import Judge
 from .local import LocalModel
+from .openai_client import Endpoint, Usage
 
 REFUSAL = re.compile(r"\b(?:I(?:'m| am) (?:sorry|unable)|I (?:can(?:not|'t)|won't)|As an AI)\b", re.IGNORECASE)
 Log = Callable[[str], None]

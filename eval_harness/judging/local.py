@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .asking import Usage
 from .judge import VERDICTS, Judge
+from .openai_client import Usage
 
 
 class LocalModel:
@@ -43,7 +43,7 @@ class LocalModel:
         """Ask all questions, as `Endpoint.ask_all`; questions longer than the model's context have no answer."""
         import torch
 
-        from ledpo_plugin.experiments.generations import left_padded
+        from ledpo_plugin.modeling.generate import left_padded
 
         started = time.monotonic()
         loaded, gaps = self.loaded, {}

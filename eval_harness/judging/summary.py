@@ -20,7 +20,7 @@ from eval_harness.agreement.tables import (
 )
 from eval_harness.agreement.verdicts import ScoreTable, Verdict
 from eval_harness.annotation.items import Item
-from ledpo_plugin.run_record import package_versions
+from ledpo_plugin.common.run_record import package_versions
 
 from .alpaca import official_win_rate
 from .judging import Judged

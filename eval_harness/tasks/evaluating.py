@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_harness.generation.loading import Loaded
-from ledpo_plugin.experiments.files import read_json, write_json
-from ledpo_plugin.lookup import unknown_name
+from ledpo_plugin.common.files import read_json, write_json
+from ledpo_plugin.common.lookup import unknown_name
 
 from .preparing import PROVENANCE, model_arguments, stock_tokenizer
 

@@ -12,10 +12,10 @@ import yaml
 from eval_harness.data import DataSetError, Example, read_dataset
 from eval_harness.generation.loading import Loaded
 from eval_harness.generation.scoring import logps_of
-from ledpo_plugin._recipe_problem import listing
-from ledpo_plugin._recipe_problem import problem as make_problem
-from ledpo_plugin.experiments.files import write_json, write_text
-from ledpo_plugin.run_record import package_versions
+from ledpo_plugin.common.files import write_json, write_text
+from ledpo_plugin.common.problem import listing
+from ledpo_plugin.common.problem import problem as make_problem
+from ledpo_plugin.common.run_record import package_versions
 
 from .results import DOCUMENTS
 

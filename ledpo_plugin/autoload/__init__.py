@@ -8,7 +8,7 @@ that the interpreter has not loaded already.
 
 import sys
 
-# After one of these is executed, ledpo_plugin.host is told; it decides what to patch.
+# After one of these is executed, `patches` is told; it decides what to patch.
 WATCHED = frozenset({"llamafactory.train.tuner", "llamafactory.v1.launcher", "llamafactory.webui.interface"})
 
 
@@ -36,7 +36,7 @@ def _tell_after_execution(loader) -> None:
     def exec_module(module):
         execute(module)
         try:
-            from ledpo_plugin.host import on_host_module
+            from .patches import on_host_module
 
             on_host_module(module)
         except Exception as error:  # the host must go on working; its stock stages do not need the plugin

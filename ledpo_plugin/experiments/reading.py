@@ -7,16 +7,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from eval_harness.studies.checks import check_study
-from ledpo_plugin._recipe_problem import Problem, unknown
-
-from .budget import COUNTED, UNITS, Budget
-from .chains import check_phases, check_prerequisites
-from .checks import check_budget, check_data, check_differences, check_recipes
-from .definition import FILE, Experiment, Resources, Variant, folder_of, read_yaml
-from .metrics import SCORERS, known_metrics
-from .problems import ExperimentError, Found
-from .recipes import read_prerequisites, read_variants
+from ledpo_plugin.common.files import read_yaml
+from ledpo_plugin.common.problem import Problem, unknown
+from ledpo_plugin.experiments.definition.budget import COUNTED, UNITS, Budget
+from ledpo_plugin.experiments.definition.checks import check_budget, check_data, check_differences, check_recipes
+from ledpo_plugin.experiments.definition.experiment import FILE, Experiment, Resources, Variant, folder_of
+from ledpo_plugin.experiments.definition.metrics import SCORERS, known_metrics
+from ledpo_plugin.experiments.definition.phase_checks import check_phases, check_prerequisites
+from ledpo_plugin.experiments.definition.problems import ExperimentError, Found
+from ledpo_plugin.experiments.definition.variants import read_prerequisites, read_variants
+from ledpo_plugin.experiments.studies.checks import check_study
 
 NEEDED = ("name", "title", "question", "status", "baseline", "variants", "profiles")
 TOP = (*NEEDED, "prerequisites")

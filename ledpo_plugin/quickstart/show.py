@@ -149,7 +149,7 @@ def _prompts(run_dir: Path, count: int = 4) -> list[str]:
 
 def _betas(run_dir: Path) -> str:
     try:
-        from ..beta_cli import beta_of_prompts
+        from ledpo_plugin.modeling.inference import beta_of_prompts
 
         rows = beta_of_prompts(run_dir, _prompts(run_dir))
     except Exception as error:  # the report on a finished run must not fail for its last, optional part

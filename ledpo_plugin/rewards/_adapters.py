@@ -7,53 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from ledpo_plugin.usage import OF_REWARDS as PREFIX
+from ledpo_plugin.modeling.adapters import OF_REWARDS as PREFIX
+from ledpo_plugin.modeling.adapters import WEIGHTS, at_work, is_peft, kept
 
 from ._types import RewardError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def is_peft(model: nn.Module) -> bool:
-    """Whether a model holds adapters (a plain one into which some were merged keeps a `peft_config`, too)."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Put back which parameters take a gradient and which modules are in training: PEFT changes both as it goes."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def at_work(model: nn.Module, name: str | None) -> Iterator[nn.Module]:
-    """Let one adapter of a PEFT model be the active one, or none at all; afterwards all is as it was.
-
-    Args:
-        model: a `PeftModel`.
-        name: of the adapter; None: the base model speaks.
-    """
-    before = model.active_adapter
-    with kept(model):
-        if name is None:
-            with model.disable_adapter():
-                yield model
-            return
-        model.set_adapter(name)
-        try:
-            yield model
-        finally:
-            model.set_adapter(before)
 
 
 @dataclass(frozen=True)

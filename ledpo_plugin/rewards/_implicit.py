@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from ledpo_plugin.betas import BetaFeatures, BetaStrategy
-from ledpo_plugin.forward import RowOutput, forward_rows
-from ledpo_plugin.head_file import HeadFileError, build_strategy, load_head
-from ledpo_plugin.logps import IGNORE
-from ledpo_plugin.plans import plan_of_rows
+from ledpo_plugin.modeling.adapters import below, is_peft, names_of
+from ledpo_plugin.modeling.forward import RowOutput, forward_rows
+from ledpo_plugin.modeling.head_file import HeadFileError, build_strategy, load_head
+from ledpo_plugin.modeling.logit_positions import plan_of_rows
+from ledpo_plugin.modeling.logps import IGNORE
 
-from ._adapters import Speaker, add_adapter, as_loaded, is_peft
+from ._adapters import Speaker, add_adapter, as_loaded
 from ._models import in_parts, load_other, passes
-from ._runs import FROM_PROMPT, Run, RunProblem, below, names_of, read_run, same_model, same_models
+from ._runs import FROM_PROMPT, Run, RunProblem, read_run, same_model, same_models
 from ._types import NONE, RewardBatch, RewardError
 
 

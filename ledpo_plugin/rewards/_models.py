@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ledpo_plugin.host import pieces, templates_kept
+from ledpo_plugin.host.contract import host_api
+from ledpo_plugin.host.data import templates_kept
 
 from ._types import RewardBatch, RewardError
 
@@ -77,7 +78,7 @@ def load_other(context: Any, where: str, what: str, adapters: Any = None, bits: 
     Raises:
         RewardError: its tokenizer differs from the policy's.
     """
-    host = pieces()
+    host = host_api()
     if context.model_args.add_tokens or context.model_args.add_special_tokens:
         raise RewardError(
             f"{where} ({what}) is loaded beside a policy with new tokens, whose weights it does not have. Save the "

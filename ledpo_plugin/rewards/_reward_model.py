@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ledpo_plugin.forward import last_hidden
+from ledpo_plugin.modeling.adapters import CONFIG, WEIGHTS, is_peft, kept
+from ledpo_plugin.modeling.forward import last_hidden
 
-from ._adapters import CONFIG, WEIGHTS, Speaker, add_adapter, as_loaded, is_peft, kept
+from ._adapters import Speaker, add_adapter, as_loaded
 from ._models import folder_of, in_parts, load_other, passes
 from ._types import NONE, RewardBatch, RewardError
 

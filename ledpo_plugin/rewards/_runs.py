@@ -4,17 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin._recipe_reference import DRAWN
 from ledpo_plugin.betas import BETAS
-from ledpo_plugin.head_file import HeadFileError, load_config
+from ledpo_plugin.common.run_record import RECORD, read_record
+from ledpo_plugin.host.arguments import DRAWN
 from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.losses import LOSSES
 from ledpo_plugin.losses._types import Loss
-from ledpo_plugin.reference_cache import default_folder, files_hash
-from ledpo_plugin.run_record import RECORD, read_record
+from ledpo_plugin.modeling.adapters import CONFIG, WEIGHTS, below, names_of
+from ledpo_plugin.modeling.head_file import HeadFileError, load_config
+from ledpo_plugin.reference.cache import default_folder, files_hash
 from ledpo_plugin.stages import STAGES
-
-from ._adapters import CONFIG, WEIGHTS
 
 FROM_PROMPT = frozenset({"hidden", "prompt_nll"})  # what a beta strategy may need and still be a function of the prompt
 
@@ -41,19 +40,6 @@ class Run:
     ref_adapters: str | None
     loss: Loss
     head: dict[str, Any]  # configuration of its beta head
-
-
-def names_of(adapters: Any) -> list[str]:
-    """Return the adapters of a recipe: a comma-separated text, a list, or None."""
-    if isinstance(adapters, str):
-        return [name.strip() for name in adapters.split(",") if name.strip()]
-    return list(adapters or [])
-
-
-def below(adapters: Any, create_new_adapter: bool) -> list[str]:
-    """Return which adapters the host merges before training: all, or all but the last, which it goes on with."""
-    names = names_of(adapters)
-    return names if create_new_adapter else names[:-1]
 
 
 def read_run(where: str) -> Run:

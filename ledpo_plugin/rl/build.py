@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ledpo_plugin.host import whole_for_generation
+from ledpo_plugin.host.distributed import whole_for_generation
 from ledpo_plugin.hparams import PPO
 from ledpo_plugin.rewards import RewardError, build_rewards
-from ledpo_plugin.trainer import weights_are_elsewhere
+from ledpo_plugin.training.trainer import weights_are_elsewhere
 
-from .asking import Asking, Generator
+from .experience import ExperienceMaker, Generator
 from .generate import Sampling, generate
-from .order import Schedule, Sizes
-from .phase import PpoPhase
+from .ppo import PpoPhase
 from .prompts import load_prompts
+from .sampler import Schedule, Sizes
 from .value_head import ValueHead
 
 
@@ -117,7 +117,7 @@ def build_phase(run: Arguments, model: Any, train_prompts: Any | None) -> PpoPha
             "them whole. Serve it (llamafactory-cli api with stage: rm) and set reward_model_type: api, or use ZeRO-2."
         )
     width = model.config.get_text_config().hidden_size
-    asking = Asking(
+    asking = ExperienceMaker(
         args=own,
         sampling=sampling,
         generator=_generator(run, sampling),

@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ledpo_plugin.experiments.generations import left_padded, no_settings_of_its_own
+from ledpo_plugin.modeling.generate import left_padded, no_settings_of_its_own
 
 _BELOW_ONE = 1 - 1e-6  # keeps a number off the end of the sum, behind which only excluded tokens come
 

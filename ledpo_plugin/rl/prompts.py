@@ -6,11 +6,11 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from ledpo_plugin.data_checks import NoUsableData
-from ledpo_plugin.host import pieces
-from ledpo_plugin.loading import load_data
-from ledpo_plugin.logps import IGNORE
-from ledpo_plugin.row_formats import PROMPTS
+from ledpo_plugin.data.loading import load_data
+from ledpo_plugin.data.row_formats import PROMPTS
+from ledpo_plugin.data.unusable import NoUsableData
+from ledpo_plugin.host.contract import host_api
+from ledpo_plugin.modeling.logps import IGNORE
 
 UNCUT = 2**24  # tokens: the host cuts a long prompt at its end, where the answer would begin; here it is dropped
 
@@ -72,7 +72,7 @@ def load_prompts(
 
 
 def _rankings(names: Sequence[str], folder: Any) -> list[bool]:
-    return [attributes.ranking for attributes in pieces().get_dataset_list(list(names), folder)]
+    return [attributes.ranking for attributes in host_api().get_dataset_list(list(names), folder)]
 
 
 def _prompts(data: Any, name: str, ranking: bool) -> Dataset:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ledpo_plugin.atomic import replace_file
-from ledpo_plugin.head_file import HeadFileError
+from ledpo_plugin.common.atomic import replace_file
+from ledpo_plugin.modeling.head_file import HeadFileError
 
 
 @dataclass(frozen=True)

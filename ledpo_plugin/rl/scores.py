@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ledpo_plugin.forward import OURS, output_layer
-from ledpo_plugin.logps import IGNORE
-from ledpo_plugin.plans import Plan, plan_of_rows
-from ledpo_plugin.scoring import scored
+from ledpo_plugin.modeling.forward import OURS, output_layer
+from ledpo_plugin.modeling.logit_positions import Plan, plan_of_rows
+from ledpo_plugin.modeling.logps import IGNORE
+from ledpo_plugin.modeling.scoring import scored
 
 
 @dataclass(frozen=True)

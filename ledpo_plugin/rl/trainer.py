@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ledpo_plugin.evaluation_mode import in_evaluation_mode
-from ledpo_plugin.metrics import beta_metrics
+from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.rewards import RewardError
-from ledpo_plugin.trainer import PairTrainer, PreferenceTrainer
+from ledpo_plugin.training.metrics import beta_metrics
+from ledpo_plugin.training.trainer import PairTrainer, PreferenceTrainer
 
 from .metrics import answer_metrics
-from .order import SLOT, SlotBatches, Slots
-from .phase import PpoPhase
+from .ppo import PpoPhase
+from .sampler import SLOT, SlotBatches, Slots
 
 
 class _Phases(TrainerCallback):

@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, autocast
 from torch.nn import functional as F
 
-from ledpo_plugin.atomic import replace_file
 from ledpo_plugin.betas._learned import Head
-from ledpo_plugin.head_file import HeadFileError
+from ledpo_plugin.common.atomic import replace_file
+from ledpo_plugin.modeling.head_file import HeadFileError
 
 # Not `value_head.safetensors`: under that name LLaMA-Factory keeps the head of a reward model.
 WEIGHTS = "ledpo_value_head.safetensors"

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from ledpo_plugin.host import whole_for_generation
+from ledpo_plugin.host.distributed import whole_for_generation
 
 from .generate import Answer, Sampling, cut_behind_stop
 

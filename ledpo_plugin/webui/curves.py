@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ledpo_plugin.live_log import read_live_log
+from ledpo_plugin.training.live_log import read_live_log
 
 _BLUE, _GREEN, _RED, _GREY = "#0072B2", "#009E73", "#D55E00", "#777777"  # told apart by the colour-blind, too
 _ACCURACY = "rewards/accuracies"

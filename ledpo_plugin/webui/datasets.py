@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ledpo_plugin import host
+from ledpo_plugin.host import contract
 from ledpo_plugin.stages import Stage
 
 
@@ -27,7 +27,7 @@ def is_kind(entry: Any, kind: str) -> bool:
 
 def choices_of(folder: str, kind: str) -> list[str]:
     """Return the names of a folder's data sets of a kind; none where the folder has no readable registry."""
-    known = host.webui_pieces().load_dataset_info(folder or "")
+    known = contract.webui_api().load_dataset_info(folder or "")
     return [name for name, entry in known.items() if is_kind(entry, kind)] if isinstance(known, Mapping) else []
 
 

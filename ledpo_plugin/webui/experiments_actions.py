@@ -6,12 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ledpo_plugin.experiments import background
-from ledpo_plugin.experiments.files import tail
-from ledpo_plugin.experiments.overview import Sketch, find_experiments, sketch
-from ledpo_plugin.experiments.plain_text import visible
-from ledpo_plugin.experiments.plan import TRAIN
-from ledpo_plugin.experiments.store import BACKGROUND_LOG
+from ledpo_plugin.common.files import tail
+from ledpo_plugin.common.plain_text import visible
+from ledpo_plugin.experiments.definition.plan import TRAIN
+from ledpo_plugin.experiments.results.store import BACKGROUND_LOG
+from ledpo_plugin.experiments.running import background
+from ledpo_plugin.experiments.running.overview import Sketch, find_experiments, sketch
 
 from .experiments_texts import say
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ledpo_plugin.experiments.overview import Sketch, Standing, sketch, standing
-from ledpo_plugin.experiments.store import REPORT
+from ledpo_plugin.experiments.results.store import REPORT
+from ledpo_plugin.experiments.running.overview import Sketch, Standing, sketch, standing
 
 from . import experiments_actions as actions
 from . import experiments_view as view

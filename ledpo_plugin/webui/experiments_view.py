@@ -7,11 +7,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ledpo_plugin.experiments.overview import Sketch, Standing, standing
-from ledpo_plugin.experiments.plain_text import shortened, visible
-from ledpo_plugin.experiments.plan import Run
-from ledpo_plugin.experiments.progress import duration, seconds_of, steps_done
-from ledpo_plugin.experiments.store import REPORT
+from ledpo_plugin.common.plain_text import shortened, visible
+from ledpo_plugin.experiments.definition.plan import Run
+from ledpo_plugin.experiments.results.store import REPORT
+from ledpo_plugin.experiments.running.overview import Sketch, Standing, standing
+from ledpo_plugin.experiments.running.progress import duration, seconds_of, steps_done
 
 from .experiments_texts import say
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ledpo_plugin._recipe_reading import recommended
+from ledpo_plugin.recipes.reading import recommended
 from ledpo_plugin.webui.datasets import choices_of
 from ledpo_plugin.webui.keys import AUTO, DECIDING, SECTIONS, Key, acting, entered, form_keys, understood
 from ledpo_plugin.webui.words import PREFIX, info, label, locales, text
@@ -108,7 +108,7 @@ class Form:
 
 def filled_in(lang: str, finetuning_type: str, stage: str | None, said: Mapping[str, Any]) -> Iterator[str]:
     """Yield, as Markdown, what the plugin fills in where a form with these values leaves it out."""
-    from ledpo_plugin.recipe import added_values, resolve_recipe  # not needed to show the page
+    from ledpo_plugin.recipes.check import added_values, resolve_recipe  # not needed to show the page
 
     found, loss, mode = understood(stage, said)
     if found is None or loss is None or mode is None:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from ledpo_plugin import host
+from ledpo_plugin import readiness
+from ledpo_plugin.host import contract
 
 EXPERIMENTS = "ledpo_plugin.webui.experiments"
 TAB = "experiments"  # the prefix of that tab's elements in the UI's manager
@@ -20,7 +21,7 @@ TAB = "experiments"  # the prefix of that tab's elements in the UI's manager
 
 def install() -> None:
     """Wrap the web UI's builders, once; print what differs where the web UI is not the expected one."""
-    ui = host.webui_pieces().interface if not (found := host.webui_mismatches()) else None
+    ui = contract.webui_api().interface if not (found := contract.webui_mismatches()) else None
     if ui is None:
         _complain("the web UI is not the one it was made for", found)
         return
@@ -36,7 +37,7 @@ def _train_tab(original: Callable, engines: list[Any]) -> Callable:
     def create_train_tab(engine):
         engines[:] = [engine]
         try:
-            host.require_supported(to_run=False)  # Preview and Start look at the rest
+            readiness.require_supported(to_run=False)  # Preview and Start look at the rest
             from ledpo_plugin.webui.train_tab import Extension
 
             extension = Extension(engine)
@@ -82,7 +83,7 @@ def _add_experiments(engine: Any) -> None:
 
         with gr.Tab("Experiments") as tab:
             elements = create_experiments_tab(engine)
-        host.webui_pieces().LOCALES.update(EXPERIMENT_LOCALES)
+        contract.webui_api().LOCALES.update(EXPERIMENT_LOCALES)
         engine.manager.add_elems(TAB, elements)
     except Exception as error:  # the stock UI must go on working
         if tab is not None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from ledpo_plugin import _recipe_rollouts as rollouts
-from ledpo_plugin._recipe_combinations import idle_keys
-from ledpo_plugin._recipe_ranges import BOUNDS
-from ledpo_plugin._recipe_reading import is_number, loss_of, mode_of, stage_of
-from ledpo_plugin._recipe_types import alternatives
 from ledpo_plugin.hparams import REWARD_TYPES, LedpoArguments, argument_fields
 from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.recipes import rollouts
+from ledpo_plugin.recipes.combinations import idle_keys
+from ledpo_plugin.recipes.ranges import BOUNDS
+from ledpo_plugin.recipes.reading import is_number, loss_of, mode_of, stage_of
+from ledpo_plugin.recipes.types import alternatives
 from ledpo_plugin.stages import Stage
 
 # What other keys act by, beside the stage; a form with these values says which of the others are shown.
@@ -190,7 +190,7 @@ def acting(stage: str | None, values: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if loss is None or mode is None:
         return tuple(name for name in form_keys() if name in ("pref_loss", "beta_mode"))
-    from ledpo_plugin import _recipe_rewards as rewards
+    from ledpo_plugin.recipes import rewards
 
     chosen = {name: values.get(name) or None for name in DECIDING}
     idle = {*idle_keys(found, loss, mode), *rollouts.idle_in(chosen, found, mode)}
@@ -208,7 +208,7 @@ def entered(stage: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
     A default stands in a form without anybody having chosen it. So of those only the ones are kept that the plugin
     would itself fill in, and a form that is left as it is never has a key that acts with none of what is chosen.
     """
-    from ledpo_plugin.recipe import resolve_recipe
+    from ledpo_plugin.recipes.check import resolve_recipe
 
     said: dict[str, Any] = {}
     for name in acting(stage, values):

@@ -8,9 +8,11 @@ from typing import Any
 import gradio as gr
 import yaml
 
-from ledpo_plugin import host
-from ledpo_plugin.live_log import log_path
+from ledpo_plugin import readiness
+from ledpo_plugin.host import arguments as host_arguments
+from ledpo_plugin.host import contract
 from ledpo_plugin.stages import STAGES
+from ledpo_plugin.training.live_log import log_path
 from ledpo_plugin.webui.curves import Curves
 from ledpo_plugin.webui.plain import as_markdown, fenced
 from ledpo_plugin.webui.words import text
@@ -39,7 +41,7 @@ class Running:
 
     def stage(self, data: Mapping[Any, Any]) -> str | None:
         """Return the chosen stage if it is one of the plugin's."""
-        name = host.webui_pieces().TRAINING_STAGES.get(self._get(data, "train.training_stage"))
+        name = contract.webui_api().TRAINING_STAGES.get(self._get(data, "train.training_stage"))
         return name if name in STAGES else None
 
     def arguments(self, data: dict[Any, Any]) -> dict[str, Any]:
@@ -66,23 +68,23 @@ class Running:
 
     def problems(self, data: dict[Any, Any]) -> str:
         """Return what is wrong with the recipe that the page says; "" if nothing is."""
-        from ledpo_plugin.recipe import RecipeError, check_recipe  # not needed to show the page
+        from ledpo_plugin.recipes.check import RecipeError, check_recipe  # not needed to show the page
 
         extra = self._get(data, "train.extra_args")
         if not isinstance(json.loads(extra), dict):
             return f"extra_args: {extra} -> it must be a JSON object of recipe keys. Fix: write for example {{}}."
         try:
-            host.require_supported()
-        except host.HostMismatch as error:
+            readiness.require_supported()
+        except contract.HostMismatch as error:
             return str(error)
-        args = host.webui_pieces().clean_cmd(self.arguments(data))
+        args = contract.webui_api().clean_cmd(self.arguments(data))
         recipe = yaml.safe_load(yaml.safe_dump(args))  # as the file is read that the process is given
         if recipe.get("stage") not in STAGES:
             return ""  # extra_args chose a stock stage
         environ = dict(os.environ)
         if args.get("deepspeed") is not None:
             environ["FORCE_TORCHRUN"] = "1"  # as LlamaBoard sets it
-        found = check_recipe(recipe, host.recipe_keys(), environ)
+        found = check_recipe(recipe, host_arguments.recipe_keys(), environ)
         return str(RecipeError(found)) if found else ""
 
     def _checked(self, data: dict[Any, Any], do_train: bool) -> dict[Any, Any] | None:
@@ -131,7 +133,7 @@ class Running:
 
     def _output(self, data: Mapping[Any, Any]) -> str:
         names = ("top.model_name", "top.finetuning_type", "train.output_dir")
-        return host.webui_pieces().get_save_dir(*(self._get(data, name) for name in names))
+        return contract.webui_api().get_save_dir(*(self._get(data, name) for name in names))
 
 
 def _reads(read: Callable[[str], Any], said: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from ledpo_plugin import host
+from ledpo_plugin.host import contract
 from ledpo_plugin.stages import STAGES
 from ledpo_plugin.webui.words import PREFIX
 
@@ -40,7 +40,7 @@ def write(save: Callable, path: str, values: Mapping[str, Any]) -> None:
     """Save a configuration as LlamaBoard does, and the form below it if the stage is one of the plugin's."""
     ours = {name: value for name, value in values.items() if name.startswith(_OURS)}
     save(path, {name: value for name, value in values.items() if name not in ours})
-    if host.webui_pieces().TRAINING_STAGES.get(values.get("train.training_stage")) in STAGES:
+    if contract.webui_api().TRAINING_STAGES.get(values.get("train.training_stage")) in STAGES:
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{MARK}{json.dumps(ours)}\n")
 

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from ledpo_plugin import host
+from ledpo_plugin.host import contract
 from ledpo_plugin.stages import STAGES
 from ledpo_plugin.webui.datasets import choices_for
 from ledpo_plugin.webui.form import Form
@@ -25,7 +25,7 @@ class Extension:
     """
 
     def __init__(self, engine: Any) -> None:
-        self.engine, self.ui = engine, host.webui_pieces()
+        self.engine, self.ui = engine, contract.webui_api()
         with gr.Column(visible=False) as self.nursery:  # where the elements stay if the stock tab has no place for them
             self.form = Form()
             self.viewer = gr.Plot(label=text("viewer", "en"), visible=False, elem_id="ledpo_viewer")
@@ -83,7 +83,7 @@ def _draw_in(viewer: Any, loss_viewer: Any) -> None:
     listeners = Context.root_block.fns.values()
     watching = [item for item in listeners if loss_viewer in item.outputs and item.name in ("run_train", "monitor")]
     if len(watching) != 2:
-        raise host.HostMismatch(f"{len(watching)} listeners draw the loss, expected 2: run_train and monitor")
+        raise contract.HostMismatch(f"{len(watching)} listeners draw the loss, expected 2: run_train and monitor")
     for item in watching:
         item.outputs.append(viewer)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.atomic import replace_file
+from ledpo_plugin.common.atomic import replace_file
 from ledpo_plugin.quickstart.data import DataError, pair_length
 from ledpo_plugin.quickstart.downloads import sha256_of
 

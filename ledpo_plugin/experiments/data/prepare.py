@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ledpo_plugin.experiments.files import read_json, write_text
+from ledpo_plugin.common.files import read_json, write_text
 from ledpo_plugin.quickstart import data as quickstart_data
 from ledpo_plugin.quickstart import model as quickstart_model
 from ledpo_plugin.quickstart.data import DataError, pair_length

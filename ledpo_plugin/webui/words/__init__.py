@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.lookup import lookup
+from ledpo_plugin.common.lookup import lookup
 from ledpo_plugin.webui.keys import SECTIONS, Key, form_keys
 
 LANGUAGES = ("en", "ru", "zh", "ko", "ja")

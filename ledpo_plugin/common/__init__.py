@@ -1,0 +1,1 @@
+"""Ground: files, names, statistics and records. Imports nothing of the plugin."""

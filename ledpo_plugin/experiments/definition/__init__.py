@@ -1,0 +1,1 @@
+"""What an experiment is: its file, variants, budget, plan, and what can be wrong with them."""

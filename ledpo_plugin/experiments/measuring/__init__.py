@@ -1,0 +1,1 @@
+"""A trained model measured on held-out rows."""

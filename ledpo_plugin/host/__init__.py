@@ -1,0 +1,1 @@
+"""LLaMA-Factory as the plugin uses it: the one package that knows its internals."""

@@ -1,0 +1,1 @@
+"""Passes of a model, and what is taken from them: log-probabilities, hidden states, answers."""

@@ -1,0 +1,1 @@
+"""Recipes checked and completed, without loading a model."""

@@ -1,0 +1,1 @@
+"""The reference: its frozen adapter, and what it said of a data set, kept."""
