@@ -4,6 +4,7 @@
 # make test-slow    the tests that take longer, or need the real model
 # make experiment   run an experiment at its cpu profile: make experiment NAME=loss_variants_impact
 # make docs         the tables of the READMEs and of docs/checked_against.md, from the code's own
+# make architecture the floors and the import graph in ARCHITECTURE.md, from the code's imports
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
 # model; its template must be given, too, if it is not SmolLM2's), ARGS (further key=value pairs of the recipe).
 
@@ -19,7 +20,7 @@ RUN := runs/quickstart
 OFFLINE := HF_HUB_OFFLINE=1
 ONLINE_IF_MODEL := $(if $(MODEL),,$(OFFLINE))
 
-.PHONY: setup quickstart prepare experiment test test-slow browser lint format docs clean clean-all
+.PHONY: setup quickstart prepare experiment test test-slow browser lint format docs architecture clean clean-all
 
 setup: $(STAMP)
 
@@ -74,6 +75,9 @@ lint: setup
 
 docs: setup
 	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/checked_against.md
+
+architecture: setup
+	@$(BIN)/python docs/architecture.py
 
 format: setup
 	@$(BIN)/ruff check --fix .
