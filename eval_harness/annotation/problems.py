@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from ledpo_plugin.common.plain_text import visible
+
 NAMED = 5  # how many rows, prompts or ids a problem names; a file of a thousand bad rows is one problem
 
 
@@ -32,7 +34,5 @@ def rows_text(numbers: Sequence[int]) -> str:
 
 def quoted(text: str, limit: int = 60) -> str:
     """Return the beginning of a text that others wrote, in quotes, on one line, with nothing hidden in it."""
-    from ledpo_plugin.common.plain_text import visible
-
     line = " ".join(visible(text).split())
     return f'"{line[:limit]}…"' if len(line) > limit else f'"{line}"'

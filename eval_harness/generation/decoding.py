@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ledpo_plugin.common.files import read_yaml
 from ledpo_plugin.common.problem import Problem, listing, problem, unknown
 
 METHODS = ("greedy", "beam", "sample")
@@ -78,8 +79,6 @@ def read_decoding(given: "Mapping[str, Any] | Decoding | str | Path") -> Decodin
     if isinstance(given, Decoding):
         return given
     if isinstance(given, str | Path):
-        from ledpo_plugin.common.files import read_yaml
-
         given = read_yaml(Path(given))
     problems: list[Problem] = []
     if not isinstance(given, Mapping):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from ledpo_plugin.common.files import read_yaml
 from ledpo_plugin.common.problem import Problem, listing, problem, unknown
 
 KINDS = ("http", "local")
@@ -141,8 +142,6 @@ def read_judge(given: Mapping[str, Any] | Judge | str | Path) -> Judge:
         return given
     where = "The judge"
     if isinstance(given, str | Path):
-        from ledpo_plugin.common.files import read_yaml
-
         where = f"The judge {given}"
         try:
             given = read_yaml(Path(given))

@@ -18,6 +18,7 @@ from ledpo_plugin.experiments.report.sections import sections
 from ledpo_plugin.experiments.report.summary import renewed, summarise
 from ledpo_plugin.experiments.results.collected import FINISHED, Collected, collect
 from ledpo_plugin.experiments.results.store import REPORT, RESULT, study_states
+from ledpo_plugin.experiments.studies.kinds import study_of
 
 HTML, MARKDOWN, NUMBERS = REPORT, "report.md", "results.json"
 
@@ -138,8 +139,6 @@ def study_figures(found: Collected) -> dict[str, Any] | None:
     study = found.profile.get("study")
     if not study:
         return None
-    from ledpo_plugin.experiments.studies.kinds import study_of
-
     return read_json(found.folder / "study" / study_of(study["kind"]).LAST / "all" / RESULT)
 
 
@@ -148,8 +147,6 @@ def study_sections(found: Collected) -> list[Section]:
     study = found.profile.get("study")
     if not study:
         return []
-    from ledpo_plugin.experiments.studies.kinds import study_of
-
     open_parts = {name: state for name, state in study_states(found.folder).items() if state["phase"] != FINISHED}
     notices = [
         Paragraph(f"Of the study, {name} is not finished: {state.get('error') or state['phase']}.", "warning")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ledpo_plugin.host import contract
 from ledpo_plugin.stages import STAGES
+from ledpo_plugin.webui.keys import form_keys
 from ledpo_plugin.webui.words import PREFIX
 
 MARK = "# ledpo-plugin: "
@@ -63,6 +64,4 @@ def read(load: Callable, path: str) -> dict[str, Any] | None:
 
 
 def _known() -> frozenset[str]:
-    from ledpo_plugin.webui.keys import form_keys
-
     return frozenset(_OURS + name for name in form_keys())

@@ -38,6 +38,7 @@ from ledpo_plugin.modeling.shared_prompt import Costs
 from ledpo_plugin.reference.adapter import add_frozen_copy
 from ledpo_plugin.reference.cache import LOGPS
 from ledpo_plugin.reference.caching import cache_key, open_caches
+from ledpo_plugin.rewards import RewardBatch, build_rewards
 from ledpo_plugin.training.collator import PreferenceCollator
 from ledpo_plugin.training.trainer import PairTrainer
 from ledpo_plugin.training.usage import Cost
@@ -490,8 +491,6 @@ class EvaluatedModel:
         Raises:
             RewardError: it does not fit the model.
         """
-        from ledpo_plugin.rewards import RewardBatch
-
         if folder not in self._rewards:
             self._rewards[folder] = self._reward(folder)
         prompts = self._prompt_ids(name)[: len(rows)]
@@ -502,8 +501,6 @@ class EvaluatedModel:
         return found.tolist()
 
     def _reward(self, folder: str) -> Any:
-        from ledpo_plugin.rewards import build_rewards
-
         own = copy.copy(self.finetuning_args)
         own.reward_model, own.reward_weights, own.reward_clip = folder, None, None
         own.reward_model_type = "lora" if (Path(folder) / "adapter_config.json").is_file() else "full"

@@ -21,6 +21,7 @@ from ledpo_plugin.experiments.definition.experiment import Experiment
 from ledpo_plugin.experiments.definition.plan import results_folder
 from ledpo_plugin.experiments.reading import read_experiment
 from ledpo_plugin.experiments.results.store import BACKGROUND, BACKGROUND_LOG, ResultsError, now
+from ledpo_plugin.readiness import host_keys
 
 from .launchers import LAUNCHERS
 
@@ -58,8 +59,6 @@ def checked(folder: Path, profile: str) -> Experiment:
         ExperimentError: it cannot run as it is; every problem is listed.
         HostMismatch, NotEnough: this installation, or this machine, cannot run it.
     """
-    from ledpo_plugin.readiness import host_keys
-
     experiment = read_experiment(folder, profile, host_keys=host_keys())
     LAUNCHERS["local"](experiment.resources)
     return experiment

@@ -27,6 +27,7 @@ from ledpo_plugin.experiments.results.store import (
     write_recipe,
     write_run,
 )
+from ledpo_plugin.experiments.studies.kinds import study_of
 
 from .launchers import Launcher
 from .progress import Progress
@@ -143,8 +144,6 @@ def _prerequisites(experiment: Experiment, results: Path, runs: Sequence[Run]) -
 
 def _study(experiment: Experiment, results: Path, launcher: Launcher, progress: Progress) -> bool:
     """Ask the finished runs what the study asks; return whether all of it could be done."""
-    from ledpo_plugin.experiments.studies.kinds import study_of
-
     done = True
     trained = [run for run in runs_in(results, read_results(results)["recipes"]) if is_finished(run.folder)]
     for parts in study_of(experiment.study["kind"]).stages(experiment, results, trained):

@@ -25,6 +25,7 @@ from ledpo_plugin.experiments.measuring.operations import by_kind, summed
 from ledpo_plugin.experiments.processes import RunFailed
 from ledpo_plugin.experiments.results.merging import merged_log, merged_usage
 from ledpo_plugin.experiments.results.store import FORMAT, RESULT, is_finished, now, write_state
+from ledpo_plugin.experiments.studies.kinds import study_of
 
 from .training import TRAIN_LOG, TRAINED, call, train, training_log, trainings_of, usage_of
 
@@ -153,7 +154,6 @@ def _measure_base(folder: Path, job: Mapping[str, Any], started: str) -> None:
 
 def _study(folder: Path, job: Mapping[str, Any], started: str) -> None:
     from ledpo_plugin.experiments.results.provenance import git_state, hardware
-    from ledpo_plugin.experiments.studies.kinds import study_of
 
     write_state(folder, "measuring", started)
     found = study_of(job["study"]).work(folder, job, _log)
