@@ -175,7 +175,7 @@ def markdown(result: dict) -> str:
         "",
         f"Made by `python benchmarks/ppo_optimum.py` on {result['date']}; do not edit. {result['machine']}. Seeds "
         f"{', '.join(map(str, result['seeds']))}; each run draws {result['samples']} answers. Quick tests hold one "
-        "seed to the same (`tests/test_rl_optimum.py`), slow ones all.",
+        "seed to the same (`tests/rl/test_rl_optimum.py`), slow ones all.",
         "",
         f"The task: a model with {facts['parameters']} parameters in which capitals have a feature of their own, LoRA "
         f"r4, {facts['prompts']} prompts, answers of at most two tokens, all {facts['answers']} of which can be "

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+# A test may use another's helpers, in whichever folder that stands; names of files are unique.
+sys.path += sorted(str(folder) for folder in Path(__file__).parent.iterdir() if folder.is_dir())
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["LEDPO_CACHE"] = tempfile.mkdtemp(prefix="ledpo-tests-")  # nothing of a test outlives it, or precedes it
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")

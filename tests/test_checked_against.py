@@ -58,7 +58,7 @@ def test_no_name_stands_in_two_tables():
 @cache
 def functions(file: str) -> dict[str, str]:
     """Each test of a file with its source: decorators, body, and the constants of the module that it names."""
-    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    text = next((ROOT / "tests").rglob(file)).read_text(encoding="utf-8")
     tree = ast.parse(text)
     constants = {
         target.id: ast.get_source_segment(text, node)
@@ -84,7 +84,7 @@ def test_the_tests_of_a_row_exist_and_one_is_of_that_name(name):
     texts = []
     for test in tests:
         file, _, function = test.partition("::")
-        assert (ROOT / "tests" / file).is_file(), f"{name}: there is no tests/{file}"
+        assert list((ROOT / "tests").rglob(file)), f"{name}: there is no {file} in tests/"
         assert function in functions(file), f"{name}: there is no {function} in tests/{file}"
         texts.append(f"{file} {functions(file)[function]}")
     by_name = [text for text in texts if name.rpartition(" ")[2] in text.lower()]

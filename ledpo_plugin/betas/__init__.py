@@ -1,7 +1,7 @@
 """Beta strategies: small modules that decide beta per example.
 
 `BETAS` is the table of all of them. A new one is a class in one of the modules here and a row in that table; the
-contract tests in tests/test_betas.py then run over it. What each was compared with stands in
+contract tests in tests/betas/test_betas.py then run over it. What each was compared with stands in
 `ledpo_plugin.checked_against`.
 """
 

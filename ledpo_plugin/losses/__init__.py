@@ -1,7 +1,7 @@
 """Preference losses: pure functions of log-probabilities and beta, one value per example.
 
 `LOSSES` is the table of all of them. A new loss is a function in one of the modules here and a row in that
-table; the contract tests in tests/test_losses.py then run over it. What each was compared with stands in
+table; the contract tests in tests/losses/test_losses.py then run over it. What each was compared with stands in
 `ledpo_plugin.checked_against`.
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import series, write_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _python(code: str, executable: str = sys.executable, **env: str) -> str:

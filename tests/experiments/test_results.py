@@ -10,7 +10,7 @@ import yaml
 from ledpo_plugin.experiments.report.reuse import other_results, reused
 from ledpo_plugin.experiments.report.summary import FORMAT, renewed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEFINITIONS = {
     path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "yaml_recipes").glob("*/experiment.yaml"))

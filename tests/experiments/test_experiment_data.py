@@ -33,7 +33,7 @@ from ledpo_plugin.quickstart import downloads
 from ledpo_plugin.quickstart import model as quickstart_model
 from ledpo_plugin.quickstart.data import DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SYNTHETIC = ("code_train", "code_heldout", "medical_train", "medical_heldout", "finance_heldout")
 LIMITS = real.Limits(general=30, instruction=30)
 

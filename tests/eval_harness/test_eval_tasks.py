@@ -17,7 +17,7 @@ from eval_harness.tasks.preparing import YAML, prepare
 from eval_harness.tasks.results import of_answer, of_pair, of_rewarded_pair, pair_choices, token_perplexity
 from ledpo_plugin.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from eval_harness.judging.openai_client import Pace, retry_after
 from eval_harness.judging.summary import text
 from ledpo_plugin.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret-0123456789"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import cli, series, train, write_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL, DATA = ROOT / ".ledpo" / "models" / "SmolLM2-135M-Instruct", ROOT / ".ledpo" / "data"
 
 pytestmark = [
@@ -33,7 +33,7 @@ def _recipe(output: Path, **changes) -> dict:
         "max_steps": 20,
         "learning_rate": 1.0e-4,
         "lr_scheduler_type": "constant",
-        "adam_epsilon": 1e-6,  # see tests/test_layouts.py
+        "adam_epsilon": 1e-6,  # see tests/training/test_layouts.py
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

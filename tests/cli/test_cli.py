@@ -131,7 +131,7 @@ def test_validate(tiny, tmp_path, capsys):
 def test_the_recipes_of_the_project_are_valid_on_a_machine_that_has_what_they_need(capsys):
     from pathlib import Path
 
-    main(["validate", "--no-files", *map(str, (Path(__file__).parents[1] / "yaml_recipes").rglob("*.yaml"))])
+    main(["validate", "--no-files", *map(str, (Path(__file__).parents[2] / "yaml_recipes").rglob("*.yaml"))])
     text = capsys.readouterr().out
     assert ": good" in text
     assert [line for line in text.splitlines() if "Fix:" in line] == []

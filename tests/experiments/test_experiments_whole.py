@@ -13,7 +13,7 @@ from tiny_experiment import EVALUATION
 
 from ledpo_plugin.experiments.definition.links import LINKING
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(path.parent.name for path in (ROOT / "yaml_recipes").glob("*/experiment.yaml"))
 RUN_FOR_REAL = (  # their reports are under docs/results
     *("loss_variants_impact", "data_mixture_impact"),

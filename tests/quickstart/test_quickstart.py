@@ -11,7 +11,7 @@ import pytest
 from ledpo_plugin.quickstart import data, downloads, model, prepare, show, tokenizer
 from ledpo_plugin.quickstart.intervals import newcombe, wilson
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 
 
 # Downloads

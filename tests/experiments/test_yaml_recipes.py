@@ -12,7 +12,7 @@ from ledpo_plugin.experiments.report.formatting import flops
 from ledpo_plugin.host import arguments
 from ledpo_plugin.recipes.check import check_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TREE = ROOT / "yaml_recipes"
 FOLDERS = sorted(path.parent for path in TREE.glob("*/experiment.yaml"))
 FREE = {"output_dir"}

@@ -12,7 +12,7 @@ from ledpo_plugin.experiments.data import hh
 from ledpo_plugin.experiments.data.rows import prompt_of
 from ledpo_plugin.quickstart.data import DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = hh.Sizes(test=20, validation=10, train=30, limits=(40, 60, 80))
 
 

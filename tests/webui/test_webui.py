@@ -144,7 +144,7 @@ def test_a_run_is_filled_in_previewed_started_and_watched_to_its_end(board, tiny
     "title, stage, schedule", [("LEDPO PPO", "ledpo_ppo", None), ("LEDPO and PPO", "ledpo_alternate", "2:4")]
 )
 def test_rollouts_are_trained_on_rewards(board, tiny, uis, title, stage, schedule):
-    shutil.copy(Path(__file__).with_name("rl_rewards.py"), uis[0].folder)
+    shutil.copy(Path(__file__).parents[1] / "rl_rewards.py", uis[0].folder)
     _ready(board, tiny, stage, title)
     board.fill(board.field("Extra arguments"), json.dumps(json.loads(QUICK) | {"max_steps": 12}))
     board.fill(board.field("Gradient accumulation"), "1")

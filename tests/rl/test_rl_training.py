@@ -11,7 +11,7 @@ from conftest import history, series, train
 from rl_rewards import breaks_while_told
 from safetensors.torch import load_file
 
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HOSTILE = (
     '<script>window.hit = 1</script><img src=https://example.invalid/x onerror="window.hit = 2">\n'
     "line two  with   spaces, \u202eoverride\u202c and \x07 bell, <b>bold</b> &amp; an end"

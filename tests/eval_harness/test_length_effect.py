@@ -10,7 +10,7 @@ from scipy.special import expit
 from eval_harness.agreement.length_bias import length_bias, length_effect
 from eval_harness.agreement.verdicts import TIE, ScoreTable, Verdict
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 
 def test_length_effect_by_hand():

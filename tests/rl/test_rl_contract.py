@@ -1,4 +1,4 @@
-"""What the mathematics of ledpo_plugin/rl promises beside its values (those: tests/test_rl_math.py).
+"""What the mathematics of ledpo_plugin/rl promises beside its values (those: tests/rl/test_rl_math.py).
 
 Nothing outside the mask reaches a value or a gradient, shapes are checked, dtypes kept, answers do not mix, no value is
 read on the host, and nothing overflows.

@@ -49,7 +49,7 @@ def host_keys() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def packages_installed(monkeypatch):
-    """Recipes are right or wrong whatever optional packages this machine has; tests/test_recipe_packages.py asks."""
+    """Recipes are right or wrong whatever optional packages this machine has; test_recipe_packages.py asks."""
     monkeypatch.setattr("ledpo_plugin.recipes.packages.installed", lambda package: True)
 
 
@@ -534,7 +534,7 @@ def good_combinations() -> list[dict[str, Any]]:
     rows = []
     for stage in STAGES.values():
         if stage.rollouts:
-            continue  # tests/test_rl_recipe.py
+            continue  # tests/recipes/test_rl_recipe.py
         losses = [row for row in LOSSES.values() if row.data == stage.data and stage.any_loss]
         for loss in losses or [LOSSES[stage.default_loss]]:
             for mode in (*BETA_MODES, GONE):

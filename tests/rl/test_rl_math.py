@@ -3,7 +3,7 @@
 Four kinds of expected value, each named where it is used: TRL's methods and functions called as installed; lines of
 the one method that TRL's PPO is, cut out of the installed source and run (tests/rl_reference.py); the definition
 written again in numpy, row by row; numbers worked out in a docstring. float64. What every function promises beside
-its values is in tests/test_rl_contract.py.
+its values is in tests/rl/test_rl_contract.py.
 """
 
 import math

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_processes import _kill_at, _train_with_two
 from test_rl_training import ppo
 
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1])
 SAME = ("loss", "rewards/mean", "kl/sequence", "kl/coefficient")
 
 

@@ -18,7 +18,7 @@ from ledpo_plugin.autoload import patches
 from ledpo_plugin.host import contract
 from ledpo_plugin.host.supported import HOST_RANGE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = """
 import sys
 

@@ -16,7 +16,7 @@ from ledpo_plugin.experiments.measuring.operations import KINDS, by_kind, reward
 from ledpo_plugin.experiments.report.reward_hacking import REWARD_ROSE, gain_in_errors, judged, rules
 from ledpo_plugin.training.usage import Cost, Counts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REAL = ROOT / "yaml_recipes/ledpo_rlhf_combination"
 RESULTS = Path("runs/experiments/tiny/cpu")
 VARIANTS = ("ledpo", "ppo", "sequential", "alternating")
