@@ -1,5 +1,6 @@
 """The process of a training: the stock command anew, or, in a worker that was forked, a fork that has its libraries."""
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,7 +112,11 @@ def _be_stock(arguments: Sequence[str]) -> int:
     from llamafactory.cli import main
 
     sys.argv = [stock_command(), *arguments]
-    main()
+    try:
+        main()
+    finally:  # what a Python process does at its end, and `os._exit` does not: trackers of runs are closed then
+        threading._shutdown()
+        atexit._run_exitfuncs()
     return 0
 
 

@@ -159,3 +159,41 @@ def test_the_libraries_of_the_server_leave_the_gpu_alone():
     environ = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+def test_a_forked_training_ends_as_a_process_of_its_own_does(tmp_path):
+    """Threads are waited for and exit functions called, whether the host's command returned or failed."""
+    code = f"""
+import atexit, os, sys, threading, time, types
+from pathlib import Path
+from ledpo_plugin.experiments import processes
+
+folder = Path({str(tmp_path)!r})
+
+def main():
+    name = sys.argv[2]
+    atexit.register(lambda: (folder / (name + ".exit")).write_text("called"))
+    threading.Thread(target=lambda: (time.sleep(0.3), (folder / (name + ".thread")).write_text("done"))).start()
+    print("said by", name)
+    if name == "fails":
+        raise RuntimeError("on purpose")
+    if name == "leaves":
+        sys.exit(3)
+
+sys.modules["llamafactory.cli"] = types.SimpleNamespace(main=main)
+processes._was_forked = True
+with open(folder / "log", "ab") as log:
+    print(*(processes.run_stock(["train", name], log, 1, log.fileno()) for name in ("works", "fails", "leaves")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1", "3"]
+    for name in ("works", "fails", "leaves"):
+        assert (tmp_path / f"{name}.exit").read_text() == "called"
+        assert (tmp_path / f"{name}.thread").read_text() == "done"
+    log = (tmp_path / "log").read_text()
+    assert "RuntimeError: on purpose" in log
+    assert [line for line in log.splitlines() if line.startswith("said by")] == [
+        "said by works",
+        "said by fails",
+        "said by leaves",
+    ]
