@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from ledpo_plugin.host.contract import stock_main
 from ledpo_plugin.host.supported import INSTALL_HOST
 
 _was_forked = False
@@ -109,8 +110,7 @@ def run_stock(arguments: Sequence[str], log: BinaryIO, processes: int, lock: int
 
 def _be_stock(arguments: Sequence[str]) -> int:
     """Do what the script `llamafactory-cli` does."""
-    from llamafactory.cli import main
-
+    main = stock_main()
     sys.argv = [stock_command(), *arguments]
     try:
         main()

@@ -8,6 +8,7 @@ tested with, or a module of the plugin cannot be imported, the plugin's stages a
 import importlib
 import inspect
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
@@ -198,3 +199,10 @@ def webui_api() -> SimpleNamespace:
         **{ours: getattr(importlib.import_module(module), name) for ours, (module, name) in WEBUI_PIECES.items()},
         **{ours: importlib.import_module(module) for ours, module in modules.items()},
     )
+
+
+def stock_main() -> Callable[[], None]:
+    """Return what the script `llamafactory-cli` calls; it reads `sys.argv`."""
+    from llamafactory.cli import main
+
+    return main

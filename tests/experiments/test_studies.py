@@ -612,7 +612,7 @@ def test_means_and_win_rates_from_the_kept_scores_and_verdicts(methods):
         given = kept["verdicts"][name]
         for row in (row for row in judge["win_rates"] if row.get("interval") == "bootstrap" and row["n"]):
             orders: dict[tuple, list] = {}
-            for item, shown_1, shown_2, preference, repeat, strength in given["rows"]:
+            for item, shown_1, shown_2, preference, repeat, strength, _ in given["rows"]:
                 pair = [given["models"][shown_1], given["models"][shown_2]]
                 if set(pair) == {row["model"], row["against"]} and preference is not None:
                     gain = (strength or preference) - 1 if preference else 0.5  # of the second

@@ -38,9 +38,10 @@ def item(prompt: str) -> str:
 
 
 def verdicts(given: Sequence[Verdict]) -> dict[str, Any]:
-    """Return verdicts as rows: places in `items` and in `models` (shown first, second), preference, repeat, strength.
+    """Return verdicts as rows: places in `items` and `models` (first, second), preference, repeat, strength, same.
 
-    The preference is 1, 2, 0 for a tie, or None where there is none; the strength None where it was not given.
+    The preference is 1, 2, 0 for a tie, or None where there is none; the strength None where it was not given; the last
+    whether both answers are the same text, None where that is not known.
     """
     items = list(dict.fromkeys(verdict.item for verdict in given))
     models = sorted({model for verdict in given for model in (verdict.model_1, verdict.model_2)})
@@ -53,6 +54,7 @@ def verdicts(given: Sequence[Verdict]) -> dict[str, Any]:
             TIED if verdict.preference == TIE else verdict.preference,
             verdict.repeat,
             verdict.strength,
+            verdict.same_text,
         ]
         for verdict in given
     ]
@@ -60,13 +62,16 @@ def verdicts(given: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def read_verdicts(kept: Mapping[str, Any], method: str) -> list[Verdict]:
-    """Return what `verdicts` made of them as verdicts again; items are their ids."""
+    """Return what `verdicts` made of them as verdicts again; items are their ids.
+
+    Older rows end with the strength: whether texts are the same is not known of them.
+    """
     found = []
-    for place, first, second, preference, repeat, strength in kept["rows"]:
+    for place, first, second, preference, repeat, strength, *same in kept["rows"]:
         given = TIE if preference == TIED and preference is not None else preference
         reason = "not parsed" if preference is None else None
         names = kept["models"][first], kept["models"][second]
-        found.append(Verdict(kept["items"][place], method, *names, given, reason, repeat, strength))
+        found.append(Verdict(kept["items"][place], method, *names, given, reason, repeat, strength, *same))
     return found
 
 
