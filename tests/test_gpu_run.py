@@ -144,8 +144,8 @@ def bare_environment(folder: Path) -> Path:
     """An interpreter that has what a GPU machine has, torch above all, and nothing of ours; by links to this one's."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    told = [sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run([python, *told[1:]], capture_output=True, text=True, check=True).stdout.strip())
+    told = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip())
     lines = (GPU / "machine.txt").read_text().splitlines()
     for name in _closure([line for line in lines if line and not line.startswith("#")]):
         for file in metadata.files(name) or []:

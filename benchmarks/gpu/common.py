@@ -62,6 +62,15 @@ class Results:
         return row
 
 
+def now() -> float:
+    """Return the time, in seconds, once the device has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def free() -> None:
     """Give the memory of what is no longer used back."""
     import torch

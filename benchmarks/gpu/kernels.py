@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from common import Results, recipe, train, write_model, write_pairs
+from common import Results, now, recipe, train, write_model, write_pairs
 
 # (shape, tokens a side, pairs a step)
 CASES = (("qwen2.5-0.5b", 512, 8), ("qwen2.5-7b", 2048, 2))
@@ -34,8 +34,6 @@ def profiled(told: dict[str, Any]) -> dict[str, Any]:
 
     Without a GPU the device is the CPU, and its operators stand for kernels.
     """
-    import time
-
     import torch
     from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
@@ -49,22 +47,17 @@ def profiled(told: dict[str, Any]) -> dict[str, Any]:
 
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == STEPS - 3:
-                self.begin = self._now()
+                self.begin = now()
             if state.global_step == STEPS - 2:
-                kept["seconds"] = self._now() - self.begin
+                kept["seconds"] = now() - self.begin
                 self.profile = profile(activities=activities)
                 self.profile.__enter__()
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == STEPS - 1:
-                self._now()
+                now()
                 self.profile.__exit__(None, None, None)
                 kept.update(summary(self.profile.key_averages(), cuda))
-
-        def _now(self) -> float:
-            if cuda:
-                torch.cuda.synchronize()
-            return time.perf_counter()
 
     train(told, [Profiler()])
     return kept

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import STEPS
+
 ROOT = Path(__file__).parents[2]
 PLOT = "gpu.png"
-STEPS = ("correct", "speed", "kernels", "study", "rollouts")
 COMMAND = "benchmarks/gpu/pack.sh, then on the GPU machine: benchmarks/gpu/run.sh .parts OUT"
 PEAK = 989e12  # dense bf16 operations a second of an H100 or H200 (SXM), by the vendor's datasheet
 TARGETS = {"lf": 2.0, "trl": 1.3}

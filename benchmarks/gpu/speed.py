@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import SHAPES, TEMPLATE_TOKENS, Results, born_on_device, recipe, train, write_model, write_pairs
+from common import SHAPES, TEMPLATE_TOKENS, Results, born_on_device, now, recipe, train, write_model, write_pairs
 
 PER_EPOCH, EPOCHS = 4, 3  # steps; the first epoch's first step warms up
 STEPS = PER_EPOCH * EPOCHS
@@ -86,20 +86,15 @@ def gate():
 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            self.ends, self.losses = [self._now()], []
+            self.ends, self.losses = [now()], []
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
 
         def on_step_end(self, args, state, control, **kwargs):
-            self.ends.append(self._now())
+            self.ends.append(now())
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.losses += [logs["train_loss"]] if logs and "train_loss" in logs else []
-
-        def _now(self) -> float:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            return time.perf_counter()
 
     return Gate()
 

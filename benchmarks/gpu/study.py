@@ -79,13 +79,11 @@ def adapted(root: Path, dry: bool, side_by_side: int) -> Path:
     if dry:
         others = [name for name in own.get("variants") or definition["variants"] if name != definition["baseline"]]
         own |= {"variants": [definition["baseline"], others[0]], "seeds": [1], "budget": {"examples": 8}}
-        own |= {"checkpoints": 1}
         own["resources"]["memory_gb"] = 1
         for file in (folder / PROFILE).glob("*.yaml"):
             told = yaml.safe_load(file.read_text(encoding="utf-8"))
             told.pop("default_system", None)
-            told |= {**TEMPLATE, "max_steps": 2, "warmup_steps": 0}
-            told |= {"per_device_train_batch_size": 4}
+            told |= {**TEMPLATE, "max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4}
             file.write_text(yaml.safe_dump(told), encoding="utf-8")
     path.write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
     return folder
@@ -126,9 +124,7 @@ class Watch:
             "start_up": None if started is None else started - self.begun[run_],
             "training": result["usage"].get("seconds"),
             "measuring": result["usage"].get("measure_seconds"),
-            "final": {
-                name: value for name, value in result["final"].get("metrics", {}).items() if isinstance(value, float)
-            },
+            "final": {name: value for name, value in result["final"].items() if isinstance(value, float)},
         }
 
     def _keep(self, run_: Path) -> None:
