@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -64,6 +65,7 @@ class Ui:
         for _ in range(5):
             with self.log.open("w") as log:
                 self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
+            resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))  # the UI aborts runs by SIGABRT: no dumps
             if self._serves():
                 return
             if "localhost is not accessible" not in self.log.read_text():
@@ -82,6 +84,13 @@ class Ui:
         """Return the processes the UI has started that are still there."""
         running = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in running if child.status() != psutil.STATUS_ZOMBIE]
+
+    def children_after(self, seconds: float) -> list[psutil.Process]:
+        """Return the processes that are still there when none should be, after so long at most."""
+        until = time.monotonic() + seconds
+        while (left := self.children()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return left
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -382,7 +382,7 @@ def test_pace_and_waiting_by_hand():
     pace, stopped = Pace(600), threading.Event()
     for _ in range(4):
         pace.wait(1, stopped)
-    assert 0.25 <= time.monotonic() - started < 1
+    assert 0.25 <= time.monotonic() - started < 2.5
     assert retry_after("1.5") == 1.5
     assert retry_after("soon") is None
     assert retry_after(None) is None

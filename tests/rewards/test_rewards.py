@@ -620,14 +620,14 @@ def test_server_that_is_down():
 
 @pytest.mark.parametrize("slow", ["silent", "drips"])
 def test_server_that_is_slow(slow):
-    ways = {"silent": lambda handler: time.sleep(1.5), "drips": lambda handler: handler.drip(3)}
+    ways = {"silent": lambda handler: time.sleep(10), "drips": lambda handler: handler.drip(12)}
     started = time.monotonic()
     with (
         RewardServer(lambda texts, n: ways[slow]) as server,
         pytest.raises(RewardError, match=r"no answer within 0.4 seconds.*reward_timeout"),
     ):
         asked(server.url, timeout=0.4, retries=0).score(letters(), NOWHERE)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 8
 
 
 def test_wait_that_a_server_asks_for_is_kept():

@@ -183,11 +183,7 @@ def test_abort_stops_a_run_and_leaves_no_process(board, tiny, uis):
     assert board.key("pref_loss").input_value() == "sigmoid"
     board.press("Abort")
     board.said("Aborted, wait|Finished", timeout=240)
-    for _ in range(100):
-        if not uis[0].children():
-            break
-        time.sleep(0.1)
-    assert uis[0].children() == []
+    assert uis[0].children_after(120) == []
     history = json.loads((uis[0].folder / "saves/Custom/lora/aborted/trainer_state.json").read_text())
     assert 0 < history["global_step"] < history["max_steps"]
 
