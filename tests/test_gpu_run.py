@@ -171,7 +171,9 @@ def test_every_step_runs_from_the_packed_parts_where_nothing_else_of_ours_is(tmp
     lacking = (
         "import importlib.util as u; print([n for n in ('torch', 'llamafactory', 'ledpo_plugin') if u.find_spec(n)])"
     )
-    seen = subprocess.run([python, "-c", lacking], capture_output=True, text=True, check=True, cwd="/").stdout
+    seen = subprocess.run(
+        [python, "-c", lacking], capture_output=True, text=True, check=True, cwd="/", env=environ
+    ).stdout
     assert seen.strip() == "['torch']"
     begin = time.monotonic()
     environ |= {"PYTHON": str(python), "LEDPO_SITE": str(tmp_path / "site")}

@@ -25,6 +25,7 @@ def run(results: Results, work: Path, dry: bool) -> None:
     import torch
 
     from ledpo_plugin.betas import BETAS
+    from ledpo_plugin.hparams import argument_fields
     from ledpo_plugin.losses import LOSSES
 
     model, data = write_model(work / "tiny", "tiny"), work / "data"
@@ -60,7 +61,8 @@ def run(results: Results, work: Path, dry: bool) -> None:
             if loss.data == "unpaired":
                 told |= {"stage": "ledpo_kto", "dataset": "labelled"}
                 told.pop("pref_loss")
-                ordinary.pop("disable_shared_prompt")  # its rows share none
+                keys = argument_fields()  # single answers have the layout of the ordinary rows already
+                ordinary = {key: on for key, on in ORDINARY.items() if keys[key].metadata.get("data") != "pairs"}
             case = {"what": f"fast against ordinary layout, pref_loss {name}", "dtype": dtype}
             results.measure(case, lambda t=told, o=ordinary, d=dtype: compare(t, t | o, d))
 
