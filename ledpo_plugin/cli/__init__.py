@@ -141,6 +141,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--only", help="variants, separated by commas; left out: all")
     run.add_argument("--seeds", help="seeds, separated by commas; left out: the profile's")
     run.add_argument("--results", help="results folder; left out: runs/experiments/NAME/PROFILE")
+    run.add_argument(
+        "--keep",
+        metavar="FOLDER",
+        help="where finished runs are kept as a small file each: those that are there are not run again; commit it, "
+        "and another machine goes on from it",
+    )
     run.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
     run.add_argument("--launcher", choices=("local", "ray"), default="local")
     run.add_argument(

@@ -30,16 +30,17 @@ def _run(args: argparse.Namespace) -> int:
     experiment = _prepared(args.experiment, args.profile, prepare=not args.dry_run)
     results = results_folder(experiment.name, experiment.profile, args.results)
     runs = plan(experiment, results, only=_names(args.only), seeds=_numbers(args.seeds))
+    kept = Path(args.keep) if args.keep else None
     if args.dry_run:
         try:
             slots = LAUNCHERS["local"](experiment.resources, jobs=args.jobs).slots
         except NotEnough as error:
             print(f"This machine alone could not run it: {error}")
             slots = 1
-        print(dry_run(experiment, results, runs, slots))
+        print(dry_run(experiment, results, runs, slots, kept))
         return 0
     launcher = LAUNCHERS[args.launcher](experiment.resources, jobs=args.jobs, address=args.ray_address)
-    done = execute(experiment, results, runs, launcher)
+    done = execute(experiment, results, runs, launcher, kept)
     _report(results)
     return 0 if done else 1
 

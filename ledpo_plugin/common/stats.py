@@ -91,7 +91,7 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float], le
         same = float(differences.mean()) if abs(differences.mean()) > 1e-12 * scale else 0.0
         return Difference(len(seeds), same, 0.0, why="the same difference with every seed", seeds=seeds)
     found = mean_interval(differences, level)
-    if found.sd is None:
+    if found.sd is None or found.mean is None:
         return Difference(found.n, found.mean, why=found.why, seeds=seeds)
     t = found.mean / (found.sd / math.sqrt(found.n))
     p = 2 * float(distributions.t.sf(abs(t), found.n - 1))
@@ -151,7 +151,7 @@ def equivalence(found: Difference, margin: float, *, level: float = LEVEL) -> Eq
     """
     if not margin > 0:
         raise ValueError(f"A margin of equivalence is {margin}. Declare how large a difference may be, above 0.")
-    if found.t is None:
+    if found.t is None or found.sd is None or found.mean is None:
         return Equivalence(margin, None, why=found.why)
     error, rest = found.sd / math.sqrt(found.n), found.n - 1
     above = float(distributions.t.sf((found.mean + margin) / error, rest))  # of: not above -margin
@@ -217,7 +217,9 @@ def spikes(losses: Sequence[float]) -> tuple[list[int], int]:
     deviations; the deviation is taken as 1 % of the median at least. A loss that is not finite is no spike: it is
     counted apart.
     """
-    found, judged, before = [], 0, []
+    found: list[int] = []
+    before: list[float] = []
+    judged = 0
     for index, loss in enumerate(losses):
         if not math.isfinite(loss):
             continue

@@ -40,7 +40,7 @@ def finetuning_class() -> type:
         for item in fields(LedpoArguments)
     ]
     # Wider than the host's Literals; ledpo_plugin.recipes.check has checked both before this is made.
-    wider = [
+    wider: list[Any] = [
         ("stage", str, field(default="ledpo")),
         ("pref_loss", str, field(default="sigmoid")),
         ("reward_model_type", str, field(default="lora")),

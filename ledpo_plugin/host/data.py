@@ -19,7 +19,7 @@ def rows_through(
             first two as the host shall have them.
         split: takes what the host's `split_dataset` takes, and returns the same, or None to leave it to the host.
     """
-    loader = importlib.import_module(LOADER)
+    loader: Any = importlib.import_module(LOADER)
     align, divide = loader.align_dataset, loader.split_dataset
 
     def align_dataset(dataset, dataset_attr, data_args, training_args):

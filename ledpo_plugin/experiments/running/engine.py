@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ledpo_plugin.experiments.definition.metrics import SCORERS
 from ledpo_plugin.experiments.definition.plan import JOB, TRAIN, Run, prerequisite_folder
 from ledpo_plugin.experiments.definition.variants import users_of
 from ledpo_plugin.experiments.measuring.measure import base_key
+from ledpo_plugin.experiments.results.kept import keep, kept_file, restore
 from ledpo_plugin.experiments.results.store import (
     BASE,
     WORKER_LOG,
@@ -79,33 +80,46 @@ def job_of(experiment: Experiment, run: Run, results: Path) -> dict[str, Any]:
     }
 
 
-def execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher) -> bool:
+def execute(
+    experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher, kept: Path | None = None
+) -> bool:
     """Finish all runs; return whether all of them could be finished.
 
     Finished runs are left as they are, broken ones go on from their checkpoints. Whatever happens to one run, the
     others go on.
 
+    Args:
+        experiment: what is run.
+        results: the results folder.
+        runs: the planned ones.
+        launcher: starts them.
+        kept: a folder of finished runs, a small file each: what is there is not run again, what finishes is added.
+
     Raises:
-        ResultsError: the results folder is of something else, or another `ledpo run` is at work in it.
+        ResultsError: the results folder is of something else, or another `ledpo run` is at work in it; a kept run is
+            of something else.
     """
     open_results(experiment, results)
     try:
         with locked(results, "(ledpo run)"):
-            return _execute(experiment, results, runs, launcher)
+            return _execute(experiment, results, runs, launcher, kept)
     except Locked as error:
         raise ResultsError(f"{error} is at work in {results}. Wait for it, or stop it first.") from None
 
 
-def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher) -> bool:
+def _execute(
+    experiment: Experiment, results: Path, runs: Sequence[Run], launcher: Launcher, kept_in: Path | None
+) -> bool:
     bases = base_runs(experiment, results, runs)
+    told = {"kind": "base", "evaluation": told_evaluation(experiment, results), "cwd": str(Path.cwd())}
+    after = _keeping(experiment, results, [*bases.values(), *runs], told, kept_in)
     open_bases = {f"untrained model {name}": run for name, run in bases.items() if not is_finished(run.folder)}
     open_runs = {run.name: run for run in runs if not is_finished(run.folder)}
-    told = {"kind": "base", "evaluation": told_evaluation(experiment, results), "cwd": str(Path.cwd())}
     for run in open_bases.values():
         write_run(run, told)
     for run in open_runs.values():
         write_run(run, job_of(experiment, run, results))
-    needed = _prerequisites(experiment, results, runs)
+    needed = _prerequisites(experiment, results, [*open_runs.values()], scores=bool(open_bases or open_runs))
     progress = Progress(runs, launcher.slots, experiment.seconds_per_run)
     kept = len(runs) - len(open_runs)
     tasks = len(open_bases) + len(open_runs)
@@ -119,15 +133,37 @@ def _execute(experiment: Experiment, results: Path, runs: Sequence[Run], launche
     done = True
     for stage in stages:
         own = [Task(name, folder, experiment.resources) for name, folder in stage.items()]
-        done = (not own or _finish(experiment, results, own, launcher, progress)) and done
+        done = (not own or _finish(experiment, results, own, launcher, progress, after)) and done
     if experiment.study is not None:
         done = _study(experiment, results, launcher, progress) and done
     return done
 
 
-def _prerequisites(experiment: Experiment, results: Path, runs: Sequence[Run]) -> dict[str, Path]:
-    """Write what the runs, or their measuring, need first and is not there; return name -> folder of it."""
-    scored = [name for role, name in (experiment.evaluation.get("answers") or {}).items() if role in SCORERS]
+def _keeping(
+    experiment: Experiment, results: Path, runs: Sequence[Run], base: Mapping[str, Any], kept_in: Path | None
+) -> Callable[[], None]:
+    """Restore what is kept, untrained models first; return what keeps all that has finished since."""
+    if kept_in is None:
+        return lambda: None
+    data = read_results(results)["data_sha256"]
+    jobs = [base if run.folder.parent.name == BASE else job_of(experiment, run, results) for run in runs]
+    for run, job in zip(runs, jobs, strict=True):
+        if not is_finished(run.folder):
+            restore(kept_in, results, run, job, data)
+
+    def keep_finished() -> None:
+        for run, job in zip(runs, jobs, strict=True):
+            if is_finished(run.folder) and not kept_file(kept_in, results, run).is_file():
+                keep(kept_in, results, run, job)
+
+    keep_finished()
+    return keep_finished
+
+
+def _prerequisites(experiment: Experiment, results: Path, runs: Sequence[Run], scores: bool) -> dict[str, Path]:
+    """Write what open runs, or their measuring, need first and is not there; return name -> folder of it."""
+    answers = experiment.evaluation.get("answers") or {} if scores else {}
+    scored = [name for role, name in answers.items() if role in SCORERS]
     variants = [experiment.variant(name) for name in dict.fromkeys(run.variant for run in runs)]
     found = {}
     for one in experiment.prerequisites:
@@ -156,9 +192,17 @@ def _study(experiment: Experiment, results: Path, launcher: Launcher, progress: 
 
 
 def _finish(
-    experiment: Experiment, results: Path, tasks: Sequence[Task], launcher: Launcher, progress: Progress
+    experiment: Experiment,
+    results: Path,
+    tasks: Sequence[Task],
+    launcher: Launcher,
+    progress: Progress,
+    after: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Start the tasks as there is room, until all have ended; return whether all of them have their result."""
+    """Start the tasks as there is room, until all have ended; return whether all of them have their result.
+
+    `after` is called whenever one has finished.
+    """
     waiting, folders = list(tasks), {task.name: task.folder for task in tasks}
     at_work: set[str] = set()
     failed: set[str] = set()
@@ -179,6 +223,7 @@ def _finish(
                 at_work.discard(name)
                 if is_finished(folders[name]):
                     progress.note(f"finished {name}")
+                    after()
                 else:
                     failed.add(name)
                     progress.note(_failure(name, folders[name], status))

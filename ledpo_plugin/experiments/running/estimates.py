@@ -10,6 +10,7 @@ from typing import Any
 from ledpo_plugin.common.files import read_json
 from ledpo_plugin.experiments.definition.experiment import Experiment
 from ledpo_plugin.experiments.definition.plan import Run
+from ledpo_plugin.experiments.results.kept import kept_file
 from ledpo_plugin.experiments.results.store import RESULT, state_of
 
 from .progress import duration, seconds_of
@@ -63,8 +64,8 @@ def estimate(experiment: Experiment, run: Run) -> dict[str, Any]:
     return {"steps": steps, "tokens": tokens, "flops": flops, "seconds": experiment.seconds_per_run, "measured": False}
 
 
-def dry_run(experiment: Experiment, results: Path, runs: Sequence[Run], slots: int) -> str:
-    """Return a table of the runs and what they are expected to cost."""
+def dry_run(experiment: Experiment, results: Path, runs: Sequence[Run], slots: int, kept: Path | None = None) -> str:
+    """Return a table of the runs and what they are expected to cost; `kept` is a folder of kept runs, if any."""
     lines = [
         f"{experiment.name} (profile {experiment.profile}): {len(runs)} runs, budget "
         f"{experiment.budget.amount:g} {experiment.budget.unit} each, results in {results}",
@@ -73,8 +74,10 @@ def dry_run(experiment: Experiment, results: Path, runs: Sequence[Run], slots: i
     open_seconds: list[float | None] = []
     for run in runs:
         row, phase = estimate(experiment, run), state_of(run.folder)["phase"]
+        if phase != "finished" and kept is not None and kept_file(kept, results, run).is_file():
+            phase = "kept"
         sign = "" if row["measured"] else "<="
-        if phase != "finished":
+        if phase not in ("finished", "kept"):
             open_seconds.append(row["seconds"])
         steps, tokens = _shown(row["steps"], "", ",.0f"), _shown(row["tokens"], sign, ",.0f")
         flops, took = _shown(row["flops"], sign, ".1e"), duration(row["seconds"])
