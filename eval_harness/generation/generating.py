@@ -13,7 +13,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from ledpo_plugin.common.files import read_json, write_json
 from ledpo_plugin.common.lookup import lookup
-from ledpo_plugin.modeling.generate import Draw, cut_at_stop, left_padded, no_settings_of_its_own, row_seed
+from ledpo_plugin.modeling.generate import GumbelNoise, cut_at_stop, no_settings_of_its_own, row_seed
+from ledpo_plugin.modeling.padding import padded
 
 from .decoding import Decoding, adapted
 from .loading import Loaded
@@ -126,14 +127,14 @@ def _by_transformers(
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     pad = loaded.tokenizer.pad_token_id or 0
-    ids, mask = left_padded(prompts, pad)
+    ids, mask = padded(prompts, pad, left=True)
     width = ids.shape[1]
     processors = LogitsProcessorList()
     if decoding.repetition_penalty is not None:
         processors.append(Penalty(decoding.repetition_penalty, [width - len(prompt) for prompt in prompts]))
     if decoding.draws:
         processors.append(Filters(decoding, values))
-        processors.append(Draw([row_seed(seed, text) for text in texts]))
+        processors.append(GumbelNoise([row_seed(seed, text) for text in texts]))
     config = GenerationConfig(
         do_sample=False,  # the draw is made by the noise above
         num_beams=decoding.num_beams or 1,
