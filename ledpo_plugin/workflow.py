@@ -129,6 +129,20 @@ def _require_same_tokens(run: Arguments) -> None:
         )
 
 
+def _require_same_vocabulary(model, reference, beta_mode: str) -> None:
+    """Do nothing if the logits of policy and reference can be mixed.
+
+    Raises:
+        ValueError: they differ in number.
+    """
+    rows, reference_rows = (layer.get_output_embeddings().weight.shape[0] for layer in (model, reference))
+    if rows != reference_rows:
+        raise ValueError(
+            f"beta_mode {beta_mode} mixes the logits of policy and reference, and they have {rows} and "
+            f"{reference_rows}. Name a ref_model with the same vocabulary, or choose another beta_mode."
+        )
+
+
 def _reference(model_args, training_args, finetuning_args, size: int, needed: bool) -> Any | None:
     """Return a separate reference model, or None where there is none or the adapter switched off is the reference.
 
@@ -215,12 +229,7 @@ def build_trainer(
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
     if "epsilon_step" in strategy.needs and reference is not None:
-        rows, other = (one.get_output_embeddings().weight.shape[0] for one in (model, reference))
-        if rows != other:
-            raise ValueError(
-                f"beta_mode {finetuning_args.beta_mode} mixes the logits of policy and reference, and they have {rows} "
-                f"and {other}. Name a ref_model with the same vocabulary, or choose another beta_mode."
-            )
+        _require_same_vocabulary(model, reference, finetuning_args.beta_mode)
     if needs_reference:
         require_decided(model, model_args, training_args, finetuning_args)
     if finetuning_args.reference_adapter == FROZEN:

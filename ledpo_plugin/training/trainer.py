@@ -1,20 +1,18 @@
 """The trainers: they wire passes, beta strategy and loss to the host's training loop, its logs and its checkpoints."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
 from ledpo_plugin.betas import BetaStrategy
 from ledpo_plugin.data.mixture import SFT, Mixed
 from ledpo_plugin.data.token_rows import is_streamed
-from ledpo_plugin.host.contract import host_api
 from ledpo_plugin.host.distributed import prepare_reference
 from ledpo_plugin.modeling.evaluation_mode import keep_weights
 from ledpo_plugin.modeling.fused_lora import fuse_if_same
@@ -27,17 +25,11 @@ from ledpo_plugin.reference.model import ReferenceModel
 from .beta_training import BetaTraining
 from .collator import enable_fast_paths
 from .columns import ColumnLog, FiniteLosses, mixture_metrics, without_nan
+from .host_trainer import HostTrainer, without_dropout
 from .loaders import mixture_loader
 from .objectives import Objective, PairObjective, UnpairedObjective
 from .passes import Passes
-from .side_optimizer import SideOptimizer
 from .usage import Cost, Usage
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def weights_are_elsewhere() -> bool:
@@ -45,16 +37,7 @@ def weights_are_elsewhere() -> bool:
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 
 
-def _read_streams_everywhere(options: Mapping[str, Any]) -> None:
-    """Have every process read streamed data itself: batches sent from the first one are cut, and pixels with them."""
-    sets = [options.get("train_dataset"), options.get("eval_dataset")]
-    sets = [part for data in sets if data is not None for part in (data.values() if isinstance(data, dict) else [data])]
-    config = options["args"].accelerator_config
-    if any(map(is_streamed, sets)) and config.dispatch_batches is None:
-        config.dispatch_batches = False
-
-
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(HostTrainer):
     """What training on pairs and on single answers have in common; `objective_type` says what a batch's loss is."""
 
     objective_type: type[Objective] = Objective
@@ -73,17 +56,13 @@ class PreferenceTrainer(Trainer):
         reference_type: Callable[..., ReferenceModel] = ReferenceModel,
         **kwargs: Any,
     ):
-        _without_dropout(model)
-        if ref_model is not None:
-            _without_dropout(ref_model)
-        self.finetuning_args = finetuning_args
+        without_dropout(model, ref_model)
         self.head_config = head_config
         self.caches = list(caches)
         self.columns = ColumnLog()
         self.finite_losses = FiniteLosses()
         self.evaluated: dict[str, dict[str, Tensor]] = {}  # prefix -> the last evaluation's columns, one row an example
-        _read_streams_everywhere(kwargs)
-        super().__init__(model=model, processing_class=tokenizer, **kwargs)
+        super().__init__(model=model, finetuning_args=finetuning_args, processing_class=tokenizer, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples, as in the host's own stages
         self.args.logging_nan_inf_filter = False  # it would hide a NaN behind the average of earlier losses
         self.strategy = strategy.to(self.args.device)
@@ -118,11 +97,7 @@ class PreferenceTrainer(Trainer):
             reward_mean=self.beta_training.reward_mean,
             accelerator=self.accelerator,
         )
-        if processor is not None:
-            self.add_callback(host_api().SaveProcessorCallback(processor))
-        if finetuning_args.use_badam:
-            self._use_badam()
-        self._log = host_api().logging.get_logger("llamafactory.ledpo").info_rank0
+        self.add_host_callbacks(processor)
         if self.caches:
             self.add_callback(CacheKeeper(self.caches, self._log))
             whole_only = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -144,48 +119,7 @@ class PreferenceTrainer(Trainer):
     def _choose_layout(self) -> None:
         """Nothing to choose; pairs may be laid out faster."""
 
-    def _use_badam(self) -> None:
-        from types import MethodType
-
-        from badam import BAdamCallback, clip_grad_norm_old_version
-
-        self.accelerator.clip_grad_norm_ = MethodType(clip_grad_norm_old_version, self.accelerator)
-        self.add_callback(BAdamCallback)
-
-    # ---- what collaborators need of the trainer
-
-    def on_device(self, data: Any) -> Any:
-        """Return a batch, or whatever tensors it is made of, where the model is."""
-        return self._prepare_input(data)
-
-    def side_optimizer(self, parameters: Iterable[nn.Parameter], *, lr_ratio: float) -> SideOptimizer | None:
-        """Return an optimizer of small parameters beside the policy's, or None where none of them is trained."""
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if not trained:
-            return None
-        return SideOptimizer(
-            trained,
-            lr_ratio=lr_ratio,
-            max_grad_norm=self.args.max_grad_norm,
-            accelerator=self.accelerator,
-            learning_rate=self._get_learning_rate,
-        )
-
-    # ---- the host's own ways with optimizers, schedules and order of the data
-
-    def create_optimizer(self, *args, **kwargs):
-        if self.optimizer is None:
-            self.optimizer = host_api().create_custom_optimizer(self.model, self.args, self.finetuning_args)
-        return super().create_optimizer(*args, **kwargs)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        host_api().create_custom_scheduler(self.args, num_training_steps, optimizer)
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _get_train_sampler(self, *args, **kwargs):
-        if self.finetuning_args.disable_shuffling:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-        return super()._get_train_sampler(*args, **kwargs)
+    # ---- data
 
     def get_train_dataloader(self):
         if not isinstance(self.train_dataset, Mixed):
