@@ -132,10 +132,7 @@ ALLOWED = {
     ("ledpo_plugin.modeling.fused_lora", "_forward_pre_hooks"): "as above",
     ("ledpo_plugin.modeling.fused_lora", "_backward_hooks"): "as above",
     ("ledpo_plugin.experiments.processes", "_exit"): "os._exit is documented: a fork must not run its parent's exit",
-    (
-        "ledpo_plugin.experiments.processes",
-        "_shutdown",
-    ): "a fork waits for its threads, as an interpreter does when it ends",
+    ("ledpo_plugin.experiments.processes", "_shutdown"): "a fork ends its threads as an interpreter does",
     ("ledpo_plugin.experiments.processes", "_run_exitfuncs"): "a fork runs what libraries left for the end",
     ("ledpo_plugin.losses._common", "_asdict"): "NamedTuple's documented method",
     ("ledpo_plugin.webui.running", "_parse_train_args"): "LlamaBoard's runner; `webui_mismatches` checks its signature",
