@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from eval_harness.judging.alpaca import _quiet, alpaca
+from eval_harness.judging.alpaca import alpaca, quiet
 
 PROMPTS, DRAWS, SLOPE = 300, 40, 0.8
 MODEL = "length_controlled_minimal"
@@ -24,7 +24,7 @@ def fitted(apart: np.ndarray, won: np.ndarray) -> float:
     glm = alpaca("alpaca_eval.metrics.glm_winrate")
     table = pd.DataFrame({"std_delta_len": apart / apart.std(ddof=1), "not_gamed_baseline": True, "preference": won})
     own = glm.GLM_INFO[MODEL]
-    with _quiet():
+    with quiet():
         train, test = glm.make_dmatrix_for_model(table, table.assign(std_delta_len=0.0), formula=own["formula"])
         model = glm.fit_LogisticRegressionCV(train, "preference", is_ytrue_proba=True, **own["kwargs"])
         return float(model.predict_proba(test)[:, 1].mean())

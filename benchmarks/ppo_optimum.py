@@ -35,8 +35,8 @@ def make_task(folder: Path):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
     (folder / "tiny" / "data").mkdir()
-    conftest._build_model(folder / "tiny" / "model")
-    conftest._build_data(folder / "tiny" / "data")
+    conftest.build_model(folder / "tiny" / "model")
+    conftest.build_data(folder / "tiny" / "data")
     return Task.make(conftest.Tiny(folder / "tiny" / "model", folder / "tiny" / "data"), folder / "task")
 
 
@@ -162,14 +162,6 @@ def plot(task, runs: list[dict], path: Path) -> None:
 def markdown(result: dict) -> str:
     """Return the report; every number in it comes from the runs and the exact sums."""
     stated, facts, top = result["stated"], result["facts"], result["ceiling"]
-    runs = result["runs"]
-
-    def of(name: str) -> list[dict]:
-        return [item["found"] for item in runs if item["name"] == name]
-
-    def verdict(ok: bool) -> str:
-        return "reached" if ok else "NOT reached"
-
     lines = [
         "# PPO, RLOO and GRPO against a known optimum",
         "",
@@ -192,18 +184,18 @@ def markdown(result: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for short, label in NAMES.items():
-        found = of(f"adaptive {short}")
-        columns = {key: [item[key] for item in found] for key in ("kl", "reward", "gain", "efficiency")}
+        runs = _of(result, f"adaptive {short}")
+        columns = {key: [item[key] for item in runs] for key in ("kl", "reward", "gain", "efficiency")}
         ok = (
             max(abs(kl / facts["target"] - 1) for kl in columns["kl"]) <= stated["kl"]
             and min(columns["gain"]) >= stated["gain"]
             and min(columns["efficiency"]) >= stated["efficiency"]
         )
-        said = (
+        limits = (
             f"KL within {stated['kl']:.0%} of {facts['target']:g}, gain {stated['gain']}, "
             f"efficiency {stated['efficiency']}, every seed"
         )
-        lines.append(f"| {label} | " + " | ".join(map(spread, columns.values())) + f" | {said} | {verdict(ok)} |")
+        lines.append(f"| {label} | " + " | ".join(map(spread, columns.values())) + f" | {limits} | {_verdict(ok)} |")
     lines += [
         "",
         "These limits are not those of the first attempt. There they were 15 % and a gain of 0.9, and GRPO, started at "
@@ -214,6 +206,31 @@ def markdown(result: dict) -> str:
         "",
         f"The rest is mostly the adapter's, not sampling's: by exact gradient ascent, without a single sample, the "
         f"same LoRA reaches efficiency {top['efficiency']:.3f} (KL {top['kl']:.2f}).",
+    ]
+    lines += [*_fixed_coefficient(result), *_by_beta(result)]
+    lines += [
+        "",
+        "![reward and KL over training, the frontier, KL against beta](ppo_optimum.png)",
+        "",
+        f"Versions: {result['versions']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _of(result: dict, name: str) -> list[dict]:
+    """Return what the runs of a kind found, one a seed."""
+    return [run["found"] for run in result["runs"] if run["name"] == name]
+
+
+def _verdict(ok: bool) -> str:
+    return "reached" if ok else "NOT reached"
+
+
+def _fixed_coefficient(result: dict) -> list[str]:
+    """Return the section on runs with a fixed coefficient of the KL."""
+    stated, facts = result["stated"], result["facts"]
+    lines = [
         "",
         f"**A fixed coefficient** ({facts['fixed']:g}). Objective: `E[r] - c KL` above the reference's, as a share of "
         "the best policy's. GRPO is left out: it divides rewards by their deviation and its k3 in the loss pulls to "
@@ -223,15 +240,21 @@ def markdown(result: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for short in ("gae", "rloo"):
-        found = of(f"fixed {short}")
-        columns = {key: [item[key] for item in found] for key in ("kl", "reward", "objective")}
+        runs = _of(result, f"fixed {short}")
+        columns = {key: [item[key] for item in runs] for key in ("kl", "reward", "objective")}
         ok = min(columns["objective"]) >= stated["objective"]
         lines.append(
             f"| {NAMES[short]} | "
             + " | ".join(map(spread, columns.values()))
-            + f" | {stated['objective']}, every seed | {verdict(ok)} |"
+            + f" | {stated['objective']}, every seed | {_verdict(ok)} |"
         )
-    lines += [
+    return lines
+
+
+def _by_beta(result: dict) -> list[str]:
+    """Return the section on runs whose KL of each prompt is held by beta(x)."""
+    facts = result["facts"]
+    lines = [
         "",
         "## KL per prompt, by beta(x)",
         "",
@@ -244,24 +267,19 @@ def markdown(result: dict) -> str:
         "|---" * 6 + "|",
     ]
     for short, label in NAMES.items():
-        found = of(f"beta {short}")
-        by_beta = [statistics.fmean(item["kl"][row] for item in found for row in (i, i + 4)) for i in range(4)]
-        ranks = [item["rank_correlation"] for item in found]
+        runs = _of(result, f"beta {short}")
+        by_beta = [statistics.fmean(item["kl"][row] for item in runs for row in (i, i + 4)) for i in range(4)]
+        ranks = [item["rank_correlation"] for item in runs]
         lines.append(f"| {label} | " + " | ".join(f"{kl:.3f}" for kl in by_beta) + f" | {spread(ranks, 2)} |")
-    best = of("beta rloo")[0]["best_kl"]
+    best = _of(result, "beta rloo")[0]["best_kl"]
     lines += [
         "| best policy | " + " | ".join(f"{(best[i] + best[i + 4]) / 2:.3f}" for i in range(4)) + " | |",
         "",
         f"With GRPO kl_coef is {facts['grpo_beta'] / facts['pref_beta']:g} times pref_beta, since its advantages are "
         "divided by the deviation of the rewards; it has an optimum of its own, as said above. Two prompts each have "
         "nearly the same beta, and which of the two ends with more KL is chance: that keeps the correlation off -1.",
-        "",
-        "![reward and KL over training, the frontier, KL against beta](ppo_optimum.png)",
-        "",
-        f"Versions: {result['versions']}.",
-        "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:

@@ -379,16 +379,23 @@ def markdown(result: dict) -> str:
     lines.append(f"| peak memory above the weights against (b) | 0.5 x | {share:.2f} x | {_reached(share <= 0.5)} |")
     cost = statistics.median(a / b for a, b in zip(rows["head"]["seconds"], rows["fixed"]["seconds"], strict=True)) - 1
     lines.append(f"| learned head against fixed beta | 1 % slower | {cost:+.1%} | {_reached(cost <= 0.01)} |")
-    profile = dict(rows["head"]["profile"])
-    products = sum(share for name, share in profile.items() if name in ("aten::mm", "aten::addmm_", "aten::bmm"))
-    attention = sum(share for name, share in profile.items() if "scaled_dot_product" in name)
     rate = result["flops"] / statistics.median(rows["head"]["seconds"]) / 1e9
     part = rate / result["matmul"]
     lines.append(
         f"| of the measured matmul rate ({result['matmul']:.0f} GFLOP/s), on unique tokens | 60 % | {part:.0%} | "
         f"{_reached(part >= 0.6)} |"
     )
-    lines += [
+    lines += [*_bounds(rows["head"]["profile"], part), *_sweep(result["sweep"])]
+    lines += ["", "![seconds a step](performance.png)", "", f"Versions: {result['versions']}.", ""]
+    return "\n".join(lines)
+
+
+def _bounds(profile: list, part: float) -> list[str]:
+    """Return the section on what bounds a step, from the shares of operations and of the measured matmul rate."""
+    shares = dict(profile)
+    products = sum(share for name, share in shares.items() if name in ("aten::mm", "aten::addmm_", "aten::bmm"))
+    attention = sum(share for name, share in shares.items() if "scaled_dot_product" in name)
+    return [
         "",
         "Ratios are medians over steps of the same pairs. Reading: (a) to (d) compute every prompt twice and logits at "
         "every position.",
@@ -399,7 +406,7 @@ def markdown(result: dict) -> str:
         "",
         "| operation | share |",
         "|---|---|",
-        *(f"| `{name}` | {share:.0%} |" for name, share in rows["head"]["profile"]),
+        *(f"| `{name}` | {share:.0%} |" for name, share in profile),
         "",
         "`aten::mm` and `aten::addmm_` are the model's own matrix products on unique tokens, and of the output layer "
         "on response tokens: what is left of the work. (b) does the same products on padded rows, every prompt twice, "
@@ -409,6 +416,12 @@ def markdown(result: dict) -> str:
         f"time, the rate would be {part / (products + attention):.0%} of that of one product alone, so this is what "
         "bounds the ratios above: torch's attention on a CPU runs far below the rate of a product, and norms, rotary "
         "positions, activations and residual sums are one pass over memory each.",
+    ]
+
+
+def _sweep(rows: list[dict]) -> list[str]:
+    """Return the section on the policy's pass alone, over what is varied."""
+    lines = [
         "",
         "## The policy's pass alone",
         "",
@@ -421,15 +434,14 @@ def markdown(result: dict) -> str:
     lines += [
         f"| {row['kind']} | {row['value']} | {row['plain']:.2f} | {row['fast']:.2f} | {row['ratio']:.2f} x | "
         f"{row['plain_memory']:.2f} | {row['fast_memory']:.2f} |"
-        for row in result["sweep"]
+        for row in rows
     ]
     lines += [
         "",
         "GB is the highest resident memory during the pass, above what was there before it. A prompt is shared by the "
         "two answers of a pair, not by several pairs: their number per prompt changes nothing.",
     ]
-    lines += ["", "![seconds a step](performance.png)", "", f"Versions: {result['versions']}.", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _reached(yes: bool) -> str:

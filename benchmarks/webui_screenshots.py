@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import Tiny, _build_data, _build_model  # noqa: E402
+from conftest import Tiny, build_data, build_model  # noqa: E402
 from test_webui_experiments import Tab  # noqa: E402
 from tiny_experiment import write_experiment  # noqa: E402
 from webui_pages import Board, running_browser, running_ui  # noqa: E402
@@ -26,8 +26,8 @@ def main() -> int:
         root = Path(temporary)
         (root / "data").mkdir()
         (root / "model").mkdir()
-        _build_data(root / "data")
-        _build_model(root / "model")
+        build_data(root / "data")
+        build_model(root / "model")
         shutil.copytree(ROOT / "yaml_recipes", root / "yaml_recipes")
         top = {"title": "Three losses on a tiny model", "question": "Does each loss train, measure and report?"}
         write_experiment(root / "yaml_recipes" / "tiny_losses", Tiny(root / "model", root / "data"), seeds=[1], top=top)

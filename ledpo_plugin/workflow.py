@@ -26,7 +26,7 @@ from .betas import BETAS
 from .hparams import FROZEN
 from .losses import LOSSES
 from .rewards._models import same_tokens
-from .rl.build import Arguments, build_phase, prompt_data
+from .rl.build import Arguments, build_rollouts, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer
 from .stages import STAGES, Stage
 
@@ -46,15 +46,17 @@ def padded_collator(kind, data_args, model, template, tokenizer_module):
     )
 
 
-def _collator(loss, data_args, strategy, model, template, tokenizer_module) -> PreferenceCollator:
+def _collator(run: Arguments, loss, strategy, model, caches, collate_sft) -> PreferenceCollator:
     host = host_api()
     kind = host.PairCollator if loss.data == "pairs" else host.UnpairedCollator
     return PreferenceCollator(
-        collate=padded_collator(kind, data_args, model, template, tokenizer_module),
+        collate=padded_collator(kind, run.data_args, model, run.template, run.tokenizer_module),
         data=loss.data,
-        pad_id=tokenizer_module["tokenizer"].pad_token_id or 0,
+        collate_sft=collate_sft,
+        pad_id=run.tokenizer.pad_token_id or 0,
         costs=Costs.of(model.config),
         prompts="prompt_nll" in strategy.needs,
+        caches=caches,
     )
 
 
@@ -124,6 +126,20 @@ def _require_same_tokens(run: Arguments) -> None:
             f"ref_model: {where} has another tokenizer than {run.model_args.model_name_or_path}: {different}. It would "
             "read other text than the policy. Name a model with the same tokenizer, such as one that was trained from "
             "the same base."
+        )
+
+
+def _require_same_vocabulary(model, reference, beta_mode: str) -> None:
+    """Do nothing if the logits of policy and reference can be mixed.
+
+    Raises:
+        ValueError: they differ in number.
+    """
+    rows, reference_rows = (layer.get_output_embeddings().weight.shape[0] for layer in (model, reference))
+    if rows != reference_rows:
+        raise ValueError(
+            f"beta_mode {beta_mode} mixes the logits of policy and reference, and they have {rows} and "
+            f"{reference_rows}. Name a ref_model with the same vocabulary, or choose another beta_mode."
         )
 
 
@@ -213,12 +229,7 @@ def build_trainer(
         load_head(finetuning_args.beta_head_path, strategy, config)
         log(f"Beta starts from {finetuning_args.beta_head_path}.")
     if "epsilon_step" in strategy.needs and reference is not None:
-        rows, other = (one.get_output_embeddings().weight.shape[0] for one in (model, reference))
-        if rows != other:
-            raise ValueError(
-                f"beta_mode {finetuning_args.beta_mode} mixes the logits of policy and reference, and they have {rows} "
-                f"and {other}. Name a ref_model with the same vocabulary, or choose another beta_mode."
-            )
+        _require_same_vocabulary(model, reference, finetuning_args.beta_mode)
     if needs_reference:
         require_decided(model, model_args, training_args, finetuning_args)
     if finetuning_args.reference_adapter == FROZEN:
@@ -226,19 +237,21 @@ def build_trainer(
         log(f"The reference is the model with the adapter {model_args.adapter_name_or_path[-1]} as it is now.")
     extra: dict[str, Any] = {}
     if stage.rollouts:
-        extra["phase"] = build_phase(run, model, dataset_module["train_dataset"] if stage.data == "prompts" else None)
+        prompts = dataset_module["train_dataset"] if stage.data == "prompts" else None
+        extra["rollouts"] = build_rollouts(run, model, prompts)
 
-    collator = _collator(loss, data_args, strategy, model, template, tokenizer_module)
+    caches = []
     if stage.data != "prompts":
-        collator.caches = _caches(
+        caches = _caches(
             dataset_module, model_args, data_args, training_args, finetuning_args, loss, strategy, config, log
         )
+    collate_sft = None
     if training_args.do_train and finetuning_args.sft_dataset and finetuning_args.sft_ratio > 0:
         instructions = _instructions(
             model_args, data_args, training_args, template, tokenizer_module, finetuning_args.sft_dataset, log
         )
         dataset_module["train_dataset"] = Mixed(dataset_module["train_dataset"], instructions)
-        collator.collate_sft = padded_collator(host.InstructionCollator, data_args, model, template, tokenizer_module)
+        collate_sft = padded_collator(host.InstructionCollator, data_args, model, template, tokenizer_module)
     trainer = _trainer_class(stage)(
         model=model,
         ref_model=reference,
@@ -246,8 +259,8 @@ def build_trainer(
         finetuning_args=finetuning_args,
         strategy=strategy,
         head_config=config,
-        caches=collator.caches,
-        data_collator=collator,
+        caches=caches,
+        data_collator=_collator(run, loss, strategy, model, caches, collate_sft),
         callbacks=callbacks,
         **extra,
         **dataset_module,

@@ -41,7 +41,8 @@ def _sentence(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
 
 
-def _build_model(folder: Path) -> None:
+def build_model(folder: Path) -> None:
+    """Write the tiny model and its tokenizer into a folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -79,7 +80,8 @@ def _build_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _build_data(folder: Path) -> None:
+def build_data(folder: Path) -> None:
+    """Write the tiny data sets into a folder."""
     rng = random.Random(3)
     pairs, labelled, instructions = [], [], []
     for _ in range(64):
@@ -161,8 +163,8 @@ def tiny(tmp_path_factory) -> Tiny:
     """The tiny model and data, made once."""
     root = tmp_path_factory.mktemp("tiny")
     (root / "data").mkdir()
-    _build_model(root / "model")
-    _build_data(root / "data")
+    build_model(root / "model")
+    build_data(root / "data")
     return Tiny(root / "model", root / "data")
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ledpo_plugin.common.subcommands import Subcommands
+
 
 def _run(args: argparse.Namespace) -> int:
     from ledpo_plugin.common.files import write_json
@@ -59,7 +61,7 @@ def _shown(row: dict) -> str:
     return f"{row['value']:.3f}{interval}"
 
 
-def add_command(subparsers: argparse._SubParsersAction) -> None:
+def add_command(subparsers: Subcommands) -> None:
     """Add `agree` to the parsers of `ledpo eval`."""
     parser = subparsers.add_parser(
         "agree",

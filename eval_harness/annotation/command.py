@@ -2,6 +2,8 @@
 
 import argparse
 
+from ledpo_plugin.common.subcommands import Subcommands
+
 from .guard import PASSWORD
 
 
@@ -11,7 +13,7 @@ def _run(args: argparse.Namespace) -> int:
     return run(args)
 
 
-def add_command(subparsers: argparse._SubParsersAction) -> None:
+def add_command(subparsers: Subcommands) -> None:
     """Add `annotate` to the parsers of `ledpo eval`; its `run_command` is what to call with the arguments."""
     parser = subparsers.add_parser(
         "annotate",

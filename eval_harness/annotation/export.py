@@ -10,7 +10,7 @@ from ledpo_plugin.common.plain_text import visible
 
 from .items import Item
 from .tally import counted, gaps, tallies
-from .verdicts import Replay, Verdict
+from .verdicts import Judgement, Replay
 
 COLUMNS = (
     "item_id",
@@ -26,7 +26,7 @@ COLUMNS = (
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
-def rating(item: Item, verdict: Verdict) -> dict[str, Any]:
+def rating(item: Item, verdict: Judgement) -> dict[str, Any]:
     """Return a verdict as a row. `verdict` is "1", "2" or "tie"; `left`, "1" or "2", is who was shown on the left."""
     number = {name: str(place) for place, name in enumerate(item.generators, start=1)}
     return {

@@ -13,7 +13,7 @@ from .items import Item
 from .problems import AnnotationError, quoted, rows_text
 from .reading import Row, parse_rows, read_text
 from .study import Refused, Study, clean_name, now
-from .verdicts import IMPORT, Replay, Verdict, good_seconds, good_time
+from .verdicts import IMPORT, Judgement, Replay, good_seconds, good_time
 
 NEEDED = ("item_id", "generator_1", "generator_2", "annotator", "verdict")
 LARGEST_CELL = 2**30
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 def verdicts_of(
     rows: Sequence[Row], items: Sequence[Item], allowed: Sequence[str], time: str
-) -> tuple[list[Verdict], list[str]]:
+) -> tuple[list[Judgement], list[str]]:
     """Return the verdicts of rows of ratings and what is wrong with them, by kind, with numbers of rows from 1.
 
     `allowed` are the only annotators, if it is not empty; `time` is that of ratings without one. A row may have the
@@ -89,7 +89,7 @@ def verdicts_of(
         side = row[f"generator_{left}"] if left else None
         seconds = None if row.get("seconds") in (None, "") else float(row["seconds"])
         when = row.get("time") or time
-        verdicts.append(Verdict(annotator, row["item_id"], winner, side, seconds, when, IMPORT))
+        verdicts.append(Judgement(annotator, row["item_id"], winner, side, seconds, when, IMPORT))
     return verdicts, [f"{rows_text(numbers)}: {problem}" for problem, numbers in wrong.items()]
 
 
@@ -153,7 +153,7 @@ def import_ratings(path: Path, study: Study) -> tuple[int, int]:
     verdicts, found = verdicts_of(rows, study.items, study.allowed, now())
     if problems or found:
         raise AnnotationError(f"{path} was not imported", [*problems, *found])
-    fresh: list[Verdict] = []
+    fresh: list[Judgement] = []
 
     def decide(state: Replay) -> list[dict[str, Any]]:
         known = {name.casefold(): name for name in state.annotators()}  # the spelling the log has goes before
@@ -162,7 +162,7 @@ def import_ratings(path: Path, study: Study) -> tuple[int, int]:
             name = known.get(verdict.annotator.casefold(), verdict.annotator)
             before = state.current.get((name, verdict.item))
             if before is None:
-                fresh.append(Verdict(**{**verdict.__dict__, "annotator": name}))
+                fresh.append(Judgement(**{**verdict.__dict__, "annotator": name}))
             elif before.winner != verdict.winner:
                 others.append(number)
         if others:

@@ -26,7 +26,7 @@ FILES = {
 LOST = "The server does not know you any more: it was restarted, or you left. Nothing that was saved is lost."
 
 
-class Answer(Exception):
+class HttpError(Exception):
     """An error that is answered with a status and a message."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
@@ -40,7 +40,7 @@ async def _body(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise Answer(400, "Send a JSON object.")
+        raise HttpError(400, "Send a JSON object.")
     return body
 
 
@@ -53,8 +53,19 @@ def make_app(study: Study, password: str | None, port: int) -> FastAPI:
     `port` is in the cookie's name, as a browser keeps one set of cookies for all ports of a host.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    sessions, door = Sessions(), Door(password) if password is not None else None
-    cookie = f"ledpo_annotate_{port}"
+    _guard(app)
+    for path, (name, kind) in FILES.items():
+        content = (PAGES / name).read_bytes()
+        app.add_api_route(path, _file(content, kind), methods=["GET"])
+    visitors = _Visitors(study, password, f"ledpo_annotate_{port}")
+    _add_entrance(app, visitors)
+    _add_judging(app, visitors)
+    _add_export(app, visitors)
+    return app
+
+
+def _guard(app: FastAPI) -> None:
+    """Refuse what does not come from the page itself, and answer errors with a status and a message."""
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Any) -> Response:
@@ -63,8 +74,8 @@ def make_app(study: Study, password: str | None, port: int) -> FastAPI:
         response.headers.update(HEADERS)
         return response
 
-    @app.exception_handler(Answer)
-    async def answer(request: Request, error: Answer) -> Response:
+    @app.exception_handler(HttpError)
+    async def answer(request: Request, error: HttpError) -> Response:
         return _error(error.status, error.message, error.headers)
 
     @app.exception_handler(Refused)
@@ -77,56 +88,65 @@ def make_app(study: Study, password: str | None, port: int) -> FastAPI:
         logging.getLogger("uvicorn.error").error("Nothing was saved: %s", error)
         return _error(507, f"It could not be saved ({reason}). Tell whoever runs this page, then try again.")
 
-    def session_of(request: Request) -> Session | None:
-        return sessions.find(request.cookies.get(cookie))
 
-    def annotator_of(request: Request) -> str:
-        session = session_of(request)
+class _Visitors:
+    """Who is there: sessions by the cookie of a request, and the door where there is a password."""
+
+    def __init__(self, study: Study, password: str | None, cookie: str) -> None:
+        self.study, self.cookie = study, cookie
+        self.sessions, self.door = Sessions(), Door(password) if password is not None else None
+
+    def session_of(self, request: Request) -> Session | None:
+        return self.sessions.find(request.cookies.get(self.cookie))
+
+    def annotator_of(self, request: Request) -> str:
+        session = self.session_of(request)
         if session is None or session.annotator is None:
-            raise Answer(401, LOST)
+            raise HttpError(401, LOST)
         return session.annotator
 
-    def with_session(value: dict[str, Any]) -> tuple[Response, Session]:
+    def with_session(self, value: dict[str, Any]) -> tuple[Response, Session]:
         """Return a response that starts a new session."""
-        response, id_ = JSONResponse(value), sessions.start()
-        response.set_cookie(cookie, id_, httponly=True, samesite="strict", path="/")
-        return response, sessions.find(id_)
+        response, id_ = JSONResponse(value), self.sessions.start()
+        response.set_cookie(self.cookie, id_, httponly=True, samesite="strict", path="/")
+        return response, self.sessions.find(id_)
 
-    def state_of(session: Session | None) -> dict[str, Any]:
-        if session is None and door is not None:
+    def state_of(self, session: Session | None) -> dict[str, Any]:
+        if session is None and self.door is not None:
             return {"stage": "login"}
         if session is None or session.annotator is None:
-            return {"stage": "name", "names": list(study.allowed)}
-        return study.view(session.annotator)
+            return {"stage": "name", "names": list(self.study.allowed)}
+        return self.study.view(session.annotator)
 
-    for path, (name, kind) in FILES.items():
-        content = (PAGES / name).read_bytes()
-        app.add_api_route(path, _file(content, kind), methods=["GET"])
+
+def _add_entrance(app: FastAPI, visitors: _Visitors) -> None:
+    """Add what a visitor calls to come in, to say a name, and to leave."""
+    study, door = visitors.study, visitors.door
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
-        return JSONResponse(state_of(session_of(request)))
+        return JSONResponse(visitors.state_of(visitors.session_of(request)))
 
     @app.post("/api/login")
     async def login(body: Body) -> Response:
         # Not in a thread of its own: of passwords sent at the same time, the second waits like all others.
         if door is None:
-            raise Answer(400, "No password is needed here. Reload the page.")
+            raise HttpError(400, "No password is needed here. Reload the page.")
         if wait := math.ceil(door.wait()):
             message = f"Wrong passwords were given before: try again in {wait} second{'' if wait == 1 else 's'}."
-            raise Answer(429, message, {"Retry-After": str(wait)})
+            raise HttpError(429, message, {"Retry-After": str(wait)})
         if not door.opens(body.get("password")):
-            raise Answer(403, "This is not the password.")
-        return with_session(state_of(Session()))[0]
+            raise HttpError(403, "This is not the password.")
+        return visitors.with_session(visitors.state_of(Session()))[0]
 
     @app.post("/api/annotator")
     def annotator(request: Request, body: Body) -> Response:
-        session = session_of(request)
+        session = visitors.session_of(request)
         if session is None and door is not None:
-            raise Answer(401, LOST)
+            raise HttpError(401, LOST)
         name = study.name_of(body.get("name"))
         if session is None:
-            response, session = with_session(study.view(name))
+            response, session = visitors.with_session(study.view(name))
         else:
             response = JSONResponse(study.view(name))
         session.annotator = name
@@ -134,38 +154,46 @@ def make_app(study: Study, password: str | None, port: int) -> FastAPI:
 
     @app.post("/api/leave")
     def leave(request: Request, body: Body) -> Response:
-        sessions.end(request.cookies.get(cookie))
-        response = JSONResponse(state_of(None))
-        response.delete_cookie(cookie, httponly=True, samesite="strict", path="/")
+        visitors.sessions.end(request.cookies.get(visitors.cookie))
+        response = JSONResponse(visitors.state_of(None))
+        response.delete_cookie(visitors.cookie, httponly=True, samesite="strict", path="/")
         return response
+
+
+def _add_judging(app: FastAPI, visitors: _Visitors) -> None:
+    """Add what an annotator calls to judge a pair, and to take the last verdict back."""
+    study = visitors.study
 
     @app.post("/api/verdict")
     def verdict(request: Request, body: Body) -> Response:
-        name = annotator_of(request)
+        name = visitors.annotator_of(request)
         return JSONResponse(study.judge(name, body.get("token"), body.get("choice"), body.get("seconds")))
 
     @app.post("/api/undo")
     def undo(request: Request, body: Body) -> Response:
-        return JSONResponse(study.undo(annotator_of(request), body.get("token")))
+        return JSONResponse(study.undo(visitors.annotator_of(request), body.get("token")))
+
+
+def _add_export(app: FastAPI, visitors: _Visitors) -> None:
+    """Add the files of ratings, for those who have judged all of their pairs."""
+    study = visitors.study
 
     @app.get("/export/{name}")
     def export(name: str, request: Request) -> Response:
-        view = study.view(annotator_of(request))
+        view = study.view(visitors.annotator_of(request))
         if view["stage"] != "done":
             # It says which model wrote what.
             left = view["total"] - view["done"]
-            raise Answer(403, f"You have {left} pairs to judge: the export comes after the last one.")
+            raise HttpError(403, f"You have {left} pairs to judge: the export comes after the last one.")
         state = study.store.read()
         if name == "ratings.csv":
             text, kind = csv_text(ratings(study.items, state)), "text/csv; charset=utf-8"
         elif name == "ratings.json":
             text, kind = json_text(study.items, state), "application/json"
         else:
-            raise Answer(404, "There are ratings.csv and ratings.json.")
+            raise HttpError(404, "There are ratings.csv and ratings.json.")
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(text.encode(), media_type=kind, headers=headers)
-
-    return app
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ from .assignment import Shown, assign
 from .items import Item
 from .problems import AnnotationError
 from .store import LOG, Store
-from .verdicts import Replay, Verdict, good_seconds, undo_event
+from .verdicts import Judgement, Replay, good_seconds, undo_event
 
 STUDY, FORMAT = "study.json", 1
 CHOICES = ("left", "right", "tie")
@@ -119,7 +119,7 @@ class Study:
         def decide(state: Replay) -> list[dict[str, Any]]:
             before = state.current.get((annotator, shown.item.id))
             if before is None:
-                return [Verdict(annotator, shown.item.id, winner, shown.left, round(seconds, 2), now()).event()]
+                return [Judgement(annotator, shown.item.id, winner, shown.left, round(seconds, 2), now()).event()]
             if before.winner != winner:
                 raise Stale("This pair was judged already. Undo that verdict to change it.")
             return []

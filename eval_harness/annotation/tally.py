@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .items import Item
-from .verdicts import Replay, Verdict
+from .verdicts import Judgement, Replay
 
 TOTAL = None
 
@@ -36,7 +36,7 @@ class Tally:
         return {**self.__dict__, "win_rate_2": round(self.win_rate_2, 6)}
 
 
-def counted(items: Iterable[Item], state: Replay) -> tuple[list[tuple[Item, Verdict]], list[Verdict]]:
+def counted(items: Iterable[Item], state: Replay) -> tuple[list[tuple[Item, Judgement]], list[Judgement]]:
     """Return the verdicts of the items, in the items' order, and those of unknown items or generators."""
     by_id = {item.id: item for item in items}
     place = {id_: number for number, id_ in enumerate(by_id)}
@@ -55,7 +55,7 @@ def counted(items: Iterable[Item], state: Replay) -> tuple[list[tuple[Item, Verd
     return known, unknown
 
 
-def tallies(known: Sequence[tuple[Item, Verdict]]) -> list[Tally]:
+def tallies(known: Sequence[tuple[Item, Judgement]]) -> list[Tally]:
     """Return the tally of every annotator and pair of generators, then the totals.
 
     Two generators are 1 and 2 as in the first item they are in, also where another item has them the other way round.
@@ -87,7 +87,7 @@ def tally_text(rows: Sequence[Tally]) -> str:
     )
 
 
-def gaps(unknown: Sequence[Verdict], state: Replay) -> Mapping[str, int]:
+def gaps(unknown: Sequence[Judgement], state: Replay) -> Mapping[str, int]:
     """Return how much of the log does not count, and why."""
     return {"verdicts_of_unknown_items": len(unknown), "unreadable_lines": state.unreadable}
 

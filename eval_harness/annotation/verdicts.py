@@ -1,7 +1,6 @@
 """Verdicts as events of a log, and what holds after all of them."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,7 +10,7 @@ LONGEST_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What an annotator said of an item.
 
     `winner` and `left` are names of generators; `winner` is None for a tie. `left` and `seconds` are None where an
@@ -58,7 +57,7 @@ class Replay:
     `history` has, for each annotator, the items judged on the page whose verdicts still hold, in order.
     """
 
-    current: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    current: dict[tuple[str, str], Judgement] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)
     unreadable: int = 0
 
@@ -79,7 +78,7 @@ class Replay:
         if event["event"] == "undo":
             self.current.pop((annotator, item), None)
             return
-        verdict = Verdict(**{name: event[name] for name in Verdict.__dataclass_fields__})
+        verdict = Judgement(**{name: event[name] for name in Judgement.__dataclass_fields__})
         self.current[annotator, item] = verdict
         if verdict.source == PAGE:
             history.append(item)
@@ -88,17 +87,9 @@ class Replay:
         """Return the names of all who have judged, in order of their first event."""
         return list(self.history)
 
-    def of(self, annotator: str) -> dict[str, Verdict]:
+    def of(self, annotator: str) -> dict[str, Judgement]:
         """Return one annotator's verdicts by item."""
         return {item: verdict for (name, item), verdict in self.current.items() if name == annotator}
-
-
-def replay(events: Iterable[Any]) -> Replay:
-    """Return what holds after the events, in order."""
-    state = Replay()
-    for event in events:
-        state.apply(event)
-    return state
 
 
 def _is_event(event: Any) -> bool:

@@ -5,6 +5,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from ledpo_plugin.common.subcommands import Subcommands
+
 FLAGS = {
     "temperature": float, "top_p": float, "top_k": int, "typical_p": float, "min_p": float, "num_beams": int,
     "repetition_penalty": float,
@@ -83,7 +85,7 @@ def _name(model: Path) -> str:
     return model.name if model.name != "train" else "-".join(model.parts[-3:-1])
 
 
-def add_command(subparsers: argparse._SubParsersAction) -> None:
+def add_command(subparsers: Subcommands) -> None:
     """Add `generate` to the parsers of `ledpo eval`."""
     parser = subparsers.add_parser(
         "generate",

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from ledpo_plugin.common.files import read_json, write_json
 from ledpo_plugin.common.lookup import lookup
-from ledpo_plugin.modeling.generate import Draw, cut_at_stop, left_padded, no_settings_of_its_own, row_seed
+from ledpo_plugin.modeling.generate import GumbelNoise, cut_at_stop, no_settings_of_its_own, row_seed
+from ledpo_plugin.modeling.padding import padded
 
 from .decoding import Decoding, adapted
 from .loading import Loaded
@@ -64,48 +65,33 @@ def generate(
         raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; set both to 1 or more.")
     answer = lookup(BACKENDS, "backend", backend)
     betas = loaded.betas(prompts) if loaded.per_prompt else None
-    values = None
-    if decoding.adaptive is not None:
-        if betas is None:
-            raise ValueError(
-                f"The decoding's {decoding.adaptive.of} follows beta(x), and {loaded.name} has none. Name a run of "
-                "a learned head (beta_mode head or ppl), or remove `adaptive`."
-            )
-        values = adapted(decoding, betas, loaded.head["beta0"])
+    values = None if decoding.adaptive is None else _adapted_values(loaded, decoding, betas)
     ids = loaded.encode(prompts)
     order = sorted(range(len(prompts)), key=lambda place: (len(ids[place]), place))
     rows: list[dict[str, Any] | None] = [None] * len(prompts)
     for number, first in enumerate(range(0, len(order), batch_size)):
         part = order[first : first + batch_size]
-        own = None if values is None else [values[place] for place in part]
-        call = [
-            FORMAT,
-            loaded.identity,
-            decoding.settings(),
-            seed,
-            max_new_tokens,
-            backend,
-            own,
-            [ids[p] for p in part],
-        ]
-        key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
+        part_values = None if values is None else [values[place] for place in part]
+        part_ids = [ids[place] for place in part]
+        settings = [decoding.settings(), seed, max_new_tokens, backend, part_values]
+        key = hashlib.sha256(json.dumps([FORMAT, loaded.identity, *settings, part_ids]).encode()).hexdigest()
         path = None if folder is None else Path(folder) / f"{number:05d}.json"
         kept = read_json(path) if path else None
         if not isinstance(kept, dict) or kept.get("key") != key:
             started = time.monotonic()
             texts = [prompts[place] for place in part]
-            answers = answer(loaded, texts, [ids[place] for place in part], decoding, own, seed, max_new_tokens)
+            answers = answer(loaded, texts, part_ids, decoding, part_values, seed, max_new_tokens)
             kept = {"key": key, "rows": answers, "seconds": time.monotonic() - started}
             if path:
                 write_json(path, kept)
-        for place, found in zip(part, kept["rows"], strict=True):
+        for place, answered in zip(part, kept["rows"], strict=True):
             row = {
                 "instruction": prompts[place],
-                "output": loaded.tokenizer.decode(found["ids"], skip_special_tokens=True),
+                "output": loaded.tokenizer.decode(answered["ids"], skip_special_tokens=True),
                 "generator": loaded.name,
-                "ids": found["ids"],
-                "tokens": len(found["ids"]),
-                "ended": found["ended"],
+                "ids": answered["ids"],
+                "tokens": len(answered["ids"]),
+                "ended": answered["ended"],
                 "prompt_tokens": len(ids[place]),
                 "seconds": kept["seconds"] / len(part),
             }
@@ -113,6 +99,16 @@ def generate(
             row |= {} if values is None else {decoding.adaptive.of: values[place]}
             rows[place] = row
     return rows
+
+
+def _adapted_values(loaded: Loaded, decoding: Decoding, betas: Sequence[float] | None) -> list[float]:
+    """Return each prompt's value of the setting that follows beta(x)."""
+    if betas is None:
+        raise ValueError(
+            f"The decoding's {decoding.adaptive.of} follows beta(x), and {loaded.name} has none. Name a run of "
+            "a learned head (beta_mode head or ppl), or remove `adaptive`."
+        )
+    return adapted(decoding, betas, loaded.head["beta0"])
 
 
 @torch.no_grad()
@@ -126,14 +122,14 @@ def _by_transformers(
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     pad = loaded.tokenizer.pad_token_id or 0
-    ids, mask = left_padded(prompts, pad)
+    ids, mask = padded(prompts, pad, left=True)
     width = ids.shape[1]
     processors = LogitsProcessorList()
     if decoding.repetition_penalty is not None:
         processors.append(Penalty(decoding.repetition_penalty, [width - len(prompt) for prompt in prompts]))
     if decoding.draws:
         processors.append(Filters(decoding, values))
-        processors.append(Draw([row_seed(seed, text) for text in texts]))
+        processors.append(GumbelNoise([row_seed(seed, text) for text in texts]))
     config = GenerationConfig(
         do_sample=False,  # the draw is made by the noise above
         num_beams=decoding.num_beams or 1,
@@ -145,14 +141,14 @@ def _by_transformers(
     )
     inner = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     with no_settings_of_its_own(inner):
-        found = inner.generate(
+        sequences = inner.generate(
             ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),
             generation_config=config,
             logits_processor=processors,
         )
     stops = frozenset(loaded.stops())
-    return [cut_at_stop(new.tolist(), stops) for new in found[:, width:]]
+    return [cut_at_stop(new.tolist(), stops) for new in sequences[:, width:]]
 
 
 def _by_vllm(
@@ -176,17 +172,17 @@ def _by_vllm(
     engine, lora = engine_of(loaded)
     params = []
     for row, text in enumerate(texts):
-        own = decoding if values is None else replace(decoding, **{decoding.adaptive.of: values[row]})
+        settings = decoding if values is None else replace(decoding, **{decoding.adaptive.of: values[row]})
         params.append(
             SamplingParams(
-                temperature=(1.0 if own.temperature is None else own.temperature) if own.draws else 0.0,
-                top_p=own.top_p or 1.0,
-                top_k=own.top_k or 0,
-                min_p=own.min_p or 0.0,
-                repetition_penalty=own.repetition_penalty or 1.0,
+                temperature=(1.0 if settings.temperature is None else settings.temperature) if settings.draws else 0.0,
+                top_p=settings.top_p or 1.0,
+                top_k=settings.top_k or 0,
+                min_p=settings.min_p or 0.0,
+                repetition_penalty=settings.repetition_penalty or 1.0,
                 max_tokens=max_new_tokens,
                 stop_token_ids=loaded.stops(),
-                seed=row_seed(seed, text) if own.draws else None,
+                seed=row_seed(seed, text) if settings.draws else None,
             )
         )
     inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]

@@ -1,14 +1,13 @@
 """How likely answers are: by the model itself, and by the one it started from."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ledpo_plugin.modeling.forward import forward_rows
 from ledpo_plugin.modeling.logit_positions import plan_of_rows
-from ledpo_plugin.modeling.logps import IGNORE
+from ledpo_plugin.modeling.padding import answered_prompts
 
 from .loading import Loaded
 
@@ -75,7 +74,9 @@ def _pass(
     entropies: list[float | None] = [None] * len(answers)
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
-        batch = _batch(loaded, [prompts[p] for p in part], [answers[p] for p in part])
+        batch = answered_prompts(
+            [prompts[p] for p in part], [answers[p] for p in part], loaded.tokenizer.pad_token_id or 0
+        )
         planned = plan_of_rows(batch["input_ids"], batch["labels"], batch["attention_mask"]).to_batch()
         batch = {key: value.to(loaded.device) for key, value in (batch | planned).items()}
         output = forward_rows(model, batch, wants=frozenset({"entropy"} if entropy else ()))
@@ -90,16 +91,3 @@ def _pass(
 def _nats(share: Tensor, model: nn.Module) -> Tensor:
     """Return entropies in nats; the forward pass gives them as shares of the largest possible."""
     return share * torch.log(torch.tensor(float(model.get_output_embeddings().weight.shape[0])))
-
-
-def _batch(loaded: Loaded, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(prompts), width), loaded.tokenizer.pad_token_id or 0)
-    labels = torch.full((len(prompts), width), IGNORE)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor([*prompt, *answer])
-        labels[row, len(prompt) : end] = torch.tensor(list(answer))
-        mask[row, :end] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}

@@ -68,7 +68,7 @@ def annotate(
             "is_randomize_output_order": False,  # both orders are asked for anyway
         }
     }
-    with tempfile.TemporaryDirectory(prefix="ledpo-judge-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="ledpo-judge-") as folder, quiet():
         path = Path(folder) / judge.name
         path.mkdir()
         (path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
@@ -97,7 +97,7 @@ def _stand_in(place: int, row: dict[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep its logging (which has every prompt in it) and its libraries' warnings to itself."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -117,6 +117,6 @@ def official_win_rate(annotations: Sequence[dict[str, Any]]) -> dict[str, float]
     """
     if not annotations:
         raise ValueError("There is no annotation to compute a win rate of.")
-    with _quiet():
+    with quiet():
         found = alpaca("alpaca_eval.metrics").get_winrate(list(annotations))
     return {key: float(value) for key, value in found.items()}

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from ledpo_plugin.common.subcommands import Subcommands
+
 
 def _judge(args: argparse.Namespace) -> int:
     from dataclasses import asdict
@@ -39,7 +41,7 @@ def _winrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_command(subparsers: argparse._SubParsersAction) -> None:
+def add_command(subparsers: Subcommands) -> None:
     """Add `judge` and `winrate` to the parsers of `ledpo eval`."""
     judge = subparsers.add_parser(
         "judge",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .alpaca import _quiet, alpaca
+from .alpaca import alpaca, quiet
 
 CALIBRATION = "df_gamed.csv"
 OFFICIAL_PROMPTS = 805
@@ -52,7 +52,7 @@ def length_controlled(
     """
     path = find_calibration(calibration)
     if path is not None and len(annotations) == OFFICIAL_PROMPTS:
-        with _quiet(), _reading(path):
+        with quiet(), _reading(path):
             found = alpaca("alpaca_eval.metrics").get_length_controlled_winrate(
                 [dict(row) for row in annotations], save_weights_dir=None, is_warn_extreme_changes=False
             )

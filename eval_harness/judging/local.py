@@ -43,7 +43,7 @@ class LocalModel:
         """Ask all questions, as `Endpoint.ask_all`; questions longer than the model's context have no answer."""
         import torch
 
-        from ledpo_plugin.modeling.generate import left_padded
+        from ledpo_plugin.modeling.padding import padded
 
         started = time.monotonic()
         loaded, gaps = self.loaded, {}
@@ -57,7 +57,7 @@ class LocalModel:
                 order.append(place)
         for first in range(0, len(order), self.judge.batch_size):
             part = order[first : first + self.judge.batch_size]
-            ids, mask = left_padded([prompts[place] for place in part], loaded.tokenizer.pad_token_id or 0)
+            ids, mask = padded([prompts[place] for place in part], loaded.tokenizer.pad_token_id or 0, left=True)
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             with torch.no_grad():
                 logits = loaded.model(

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ledpo_plugin.common.subcommands import Subcommands
+
 
 def _run(args: argparse.Namespace) -> int:
     from eval_harness.generation.loading import load
@@ -26,7 +28,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_command(subparsers: argparse._SubParsersAction) -> None:
+def add_command(subparsers: Subcommands) -> None:
     """Add `tasks` to the parsers of `ledpo eval`."""
     parser = subparsers.add_parser(
         "tasks",

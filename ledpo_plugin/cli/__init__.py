@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval_harness.command import add_commands as add_evaluation
 from ledpo_plugin import __version__
+from ledpo_plugin.common.subcommands import Subcommands
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -135,6 +136,24 @@ def build_parser() -> argparse.ArgumentParser:
     beta.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
     beta.set_defaults(run_command=_beta)
 
+    _add_experiments(commands)
+
+    evaluate = commands.add_parser("eval", help="evaluate trained models")
+    add_evaluation(evaluate.add_subparsers(dest="action", required=True))
+
+    quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
+    actions = quickstart.add_subparsers(dest="action", required=True)
+    prepare = actions.add_parser("prepare")
+    prepare.add_argument("--workdir", default=".ledpo")
+    prepare.add_argument("--model", help="a hub name or folder to use instead of SmolLM2-135M-Instruct")
+    show = actions.add_parser("show")
+    show.add_argument("run", nargs="?", default="runs/quickstart")
+    quickstart.set_defaults(run_command=_quickstart)
+    return parser
+
+
+def _add_experiments(commands: Subcommands) -> None:
+    """Add the commands that run, follow and report experiments, and the one that makes their models and data."""
     run = commands.add_parser("run", help="run an experiment, or what of it is open, and write its report")
     run.add_argument("experiment", help="an experiment's folder, such as yaml_recipes/loss_variants_impact")
     run.add_argument("--profile", default="cpu", help="a profile of its experiment.yaml; default cpu")
@@ -171,29 +190,14 @@ def build_parser() -> argparse.ArgumentParser:
                 help="a further folder with a report in which some of the runs may stand as well; may be repeated",
             )
         command.set_defaults(run_command=_experiments(name))
-    prepare_ = commands.add_parser(
-        "prepare", help="make the models and data of the experiments' cpu and study profiles"
-    )
-    prepare_.add_argument("--workdir", default=".ledpo")
-    prepare_.add_argument(
+    prepare = commands.add_parser("prepare", help="make the models and data of the experiments' cpu and study profiles")
+    prepare.add_argument("--workdir", default=".ledpo")
+    prepare.add_argument(
         "--hh",
         metavar="FILE",
         help="harmless-base/test.jsonl.gz of Anthropic/hh-rlhf, for the study profiles; given once, it is kept",
     )
-    prepare_.set_defaults(run_command=_experiments("prepare"))
-
-    evaluate = commands.add_parser("eval", help="evaluate trained models")
-    add_evaluation(evaluate.add_subparsers(dest="action", required=True))
-
-    quickstart = commands.add_parser("quickstart", help="bring the quickstart's model and data; show its results")
-    actions = quickstart.add_subparsers(dest="action", required=True)
-    prepare = actions.add_parser("prepare")
-    prepare.add_argument("--workdir", default=".ledpo")
-    prepare.add_argument("--model", help="a hub name or folder to use instead of SmolLM2-135M-Instruct")
-    show = actions.add_parser("show")
-    show.add_argument("run", nargs="?", default="runs/quickstart")
-    quickstart.set_defaults(run_command=_quickstart)
-    return parser
+    prepare.set_defaults(run_command=_experiments("prepare"))
 
 
 def main(argv: list[str] | None = None) -> int:

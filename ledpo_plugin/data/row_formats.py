@@ -97,7 +97,7 @@ class RowFault(Exception):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RowCheck:
     """What becomes of a row: the host reads it, or it is read here, or it is dropped for a reason."""
 
     by_host: bool
@@ -108,13 +108,13 @@ class Verdict:
 Turn = tuple[str, str]  # role and text
 
 
-def judge(row: Mapping[str, Any], entry: Entry, kind: str) -> Verdict:
+def judge(row: Mapping[str, Any], entry: Entry, kind: str) -> RowCheck:
     """Return what becomes of a raw row of `kind` "pairs", "unpaired", "instructions" or "prompts"."""
     try:
         read(row, entry, kind)
     except RowFault as fault:
-        return Verdict(False, fault.reason, _shown(fault.value))
-    return Verdict(_read_by_host(row, entry, kind))
+        return RowCheck(False, fault.reason, _shown(fault.value))
+    return RowCheck(_read_by_host(row, entry, kind))
 
 
 def read(row: Mapping[str, Any], entry: Entry, kind: str) -> dict[str, Any]:

@@ -107,17 +107,7 @@ def examine(
     seeds = _seeds(own.get("seeds"), f"{where}.seeds", found)
     budget = _budget(own.get("budget"), f"{where}.budget", found)
     resources = _resources(own.get("resources"), f"{where}.resources", found)
-    seconds = own.get("seconds_per_run")
-    seconds = None if seconds is None else found.number(seconds, f"{where}.seconds_per_run", float, 0)
-    if own.get("prepare") is not None and own["prepare"] not in PREPARATIONS:
-        found.problems.append(unknown(f"{where}.prepare", own["prepare"], "preparation", PREPARATIONS))
-    keep = own.get("keep_checkpoints", False)
-    if not isinstance(keep, bool):
-        found.say(f"{where}.keep_checkpoints", keep, "true or false is expected here", "write true or false")
-    prediction = own.get("prediction")
-    if prediction is not None and not (isinstance(prediction, str) and prediction.strip()):
-        why = "a text is expected here: what is expected of the result, written before any run"
-        found.say(f"{where}.prediction", prediction, why, "write it as a text, or remove it")
+    seconds, keep = _check_profile(own, where, found)
     evaluation = _evaluation(own.get("evaluation"), f"{where}.evaluation", found)
     variants = read_variants(top, own, folder / profile, where, found)
     parts, every = _checkpoints(own, where, budget, variants, found)
@@ -188,6 +178,22 @@ def _check_top(top: Mapping[str, Any], folder: Path, found: Found) -> None:
             found.say(key, top[key], "a text is expected here", f"write {key} as a text")
     if top.get("status") is not None and top["status"] not in STATUSES:
         found.problems.append(unknown("status", top["status"], "status", STATUSES))
+
+
+def _check_profile(own: Mapping[str, Any], where: str, found: Found) -> tuple[float | None, bool]:
+    """Check the keys of a profile that have one value; return seconds_per_run and keep_checkpoints."""
+    seconds = own.get("seconds_per_run")
+    seconds = None if seconds is None else found.number(seconds, f"{where}.seconds_per_run", float, 0)
+    if own.get("prepare") is not None and own["prepare"] not in PREPARATIONS:
+        found.problems.append(unknown(f"{where}.prepare", own["prepare"], "preparation", PREPARATIONS))
+    keep = own.get("keep_checkpoints", False)
+    if not isinstance(keep, bool):
+        found.say(f"{where}.keep_checkpoints", keep, "true or false is expected here", "write true or false")
+    prediction = own.get("prediction")
+    if prediction is not None and not (isinstance(prediction, str) and prediction.strip()):
+        why = "a text is expected here: what is expected of the result, written before any run"
+        found.say(f"{where}.prediction", prediction, why, "write it as a text, or remove it")
+    return seconds, keep
 
 
 def _seeds(value: Any, key: str, found: Found) -> tuple[int, ...]:

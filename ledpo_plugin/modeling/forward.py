@@ -1,11 +1,13 @@
 """One pass of a causal model over a batch: log-probabilities of the responses and what a strategy asks for.
 
-Two ways, the same numbers. With a plan (see `plans`) the output layer runs at the planned positions only. Without,
-the model returns logits everywhere, as in LLaMA-Factory's own stages: the plain way that the other is checked against.
+Two ways, the same numbers. With a plan (see `logit_positions`) the output layer runs at the planned positions only.
+Without, the model returns logits everywhere, as in LLaMA-Factory's own stages: the plain way that the other is checked
+against.
 """
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from ledpo_plugin.betas import mixture_token_logps
 
 from .logit_positions import PREFIX, Plan
 from .logps import IGNORE, first_label, left_aligned, prompt_nll, response_entropy, sum_logps, token_logps
+from .output_layer import inputs_recorded, output_layer
 from .scoring import scored
 from .shared_prompt import PAIR, attention_of
 
@@ -49,28 +52,10 @@ def predictions(batch: Mapping[str, Any]) -> int:
     return batch["input_ids"].numel() if planned is None else planned.shape[0]
 
 
-def output_layer(model: nn.Module) -> nn.Module:
-    """Return the layer whose input is the last hidden state.
-
-    Raises:
-        ValueError: the model has none, so neither its hidden state nor single positions can be read.
-    """
-    inner = model
-    while not hasattr(inner, "get_output_embeddings") and hasattr(inner, "module"):
-        inner = inner.module  # DDP, DeepSpeed
-    layer = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    if layer is None:
-        raise ValueError(
-            f"{type(inner).__name__} has no output embedding layer, so the hidden state of the last prompt token "
-            "cannot be read. Use beta_mode fixed, global or one that reads no hidden state."
-        )
-    return layer
-
-
 def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Return the last hidden state `[R, S, d]` of every position, without computing the output layer's logits.
 
-    Gradient flows. As in `scoring`, it is the model itself that calls its output layer, inside its own forward.
+    Gradient flows.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -79,25 +64,12 @@ def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: the model has no output layer, or does not call it.
     """
-    layer = output_layer(model)
-    found: list[Tensor] = []
-
-    def keep(hidden: Tensor) -> Tensor:
-        found.append(hidden)
-        return hidden[..., :1]  # in the place of logits that nobody reads
-
-    before = vars(layer).get("forward")  # some libraries replace the forward of an instance
-    layer.forward = keep
-    try:
+    # What takes the place of logits is read by nobody.
+    with inputs_recorded(output_layer(model), instead=lambda hidden: hidden[..., :1]) as recorded:
         model(**inputs, return_dict=True, use_cache=False)
-    finally:
-        if before is None:
-            del layer.forward  # the class's own again
-        else:
-            layer.forward = before
-    if not found:
+    if not recorded:
         raise ValueError(f"{type(model).__name__} did not call its output layer, so its hidden state cannot be read.")
-    return found[-1]
+    return recorded[-1]
 
 
 def kinds_of_tokens(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
@@ -183,22 +155,16 @@ def _mean(values: Tensor, place: Tensor) -> Tensor:
 
 
 def _plain(model, inputs, labels: Tensor, wants, ld_alpha, mixture) -> RowOutput:
-    captured: list[Tensor] = []
-    hook = None
-    if "hidden" in wants:
-        hook = output_layer(model).register_forward_pre_hook(lambda _, args: captured.append(args[0].detach()))
-    try:
+    reading = inputs_recorded(output_layer(model)) if "hidden" in wants else nullcontext([])
+    with reading as recorded:
         logits = model(**inputs).logits
-    finally:
-        if hook is not None:
-            hook.remove()
     shifted, targets = logits[:, :-1], labels[:, 1:]
     first = first_label(labels)
     with torch.no_grad():
         extra: dict[str, Any] = {}
-        if captured:
+        if recorded:
             rows = torch.arange(labels.shape[0], device=labels.device)
-            extra["hidden"] = captured[-1][rows, (first - 1).clamp(min=0)].float()
+            extra["hidden"] = recorded[-1].detach()[rows, (first - 1).clamp(min=0)].float()
         if "prompt_nll" in wants:
             extra["prompt_nll"] = prompt_nll(logits, inputs["input_ids"], inputs["attention_mask"], first)
         if "entropy" in wants:

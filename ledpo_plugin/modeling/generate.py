@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from .logps import IGNORE
+from .padding import padded
 
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -83,9 +83,9 @@ def _answers(
     rows = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
-        ids, mask = left_padded(part, pad_id)
+        ids, mask = padded(part, pad_id, left=True)
         width = ids.shape[1]
-        noise = [] if seeds is None else [Draw(seeds[start : start + batch_size])]
+        noise = [] if seeds is None else [GumbelNoise(seeds[start : start + batch_size])]
         config = GenerationConfig(
             do_sample=False,  # a draw is made by the noise
             num_beams=1,
@@ -106,33 +106,6 @@ def _answers(
             row = cut_at_stop(new, frozenset(stops))
             rows.append(row if seeds is None else {**row, "end": new[len(row["ids"])] if row["ended"] else None})
     return rows
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return prompts as ids and attention mask, both `[B, T]`, padded on the left."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad_id)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
-
-
-def rows_with_labels(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """Return prompts with answers as `input_ids`, `labels` and `attention_mask`, `[B, T]`, padded on the right."""
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(prompts), width), pad_id)
-    labels = torch.full((len(prompts), width), IGNORE)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor([*prompt, *answer])
-        labels[row, len(prompt) : end] = torch.tensor(list(answer))
-        mask[row, :end] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
 def cut_at_stop(ids: list[int], stops: frozenset[int]) -> dict[str, Any]:
@@ -163,7 +136,7 @@ def readable_prompt(ids: Sequence[int], tokenizer: Any, template: Any) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-class Draw(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):
     """Adds Gumbel noise, so that the likeliest token is a draw from the distribution (Gumbel 1954; Maddison 2014).
 
     Each row has a random stream of its own, by its seed: its draws do not depend on what else is in the batch.

@@ -18,7 +18,7 @@ from ledpo_plugin.hparams import FROZEN, HEAD_MODES
 from .adapters import below, names_of
 from .forward import forward_rows
 from .head_file import HeadFileError, build_strategy, load_config, load_head
-from .logps import IGNORE
+from .padding import unanswered_prompts
 
 # Recipe keys that decide which tokens a prompt becomes, and where a model is found.
 PROMPT_ARGUMENTS = ("default_system", "tool_format", "enable_thinking", "preserve_thinking")
@@ -143,14 +143,6 @@ def encode_prompt(prompt: str, tokenizer, template) -> list[int]:
 
 
 def pad_prompts(ids: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
-    """Right-pad prompts into a batch whose one labelled token marks where the response would start."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    width = max(len(row) for row in ids) + 1
-    inputs = torch.full((len(ids), width), pad)
-    labels = torch.full((len(ids), width), IGNORE)
-    mask = torch.zeros((len(ids), width), dtype=torch.long)
-    for i, row in enumerate(ids):
-        inputs[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-        labels[i, len(row)] = pad
-    return {"input_ids": inputs.to(device), "labels": labels.to(device), "attention_mask": mask.to(device)}
+    """Return prompts as `unanswered_prompts` does, padded with the tokenizer's own token, on a device."""
+    batch = unanswered_prompts(ids, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    return {name: values.to(device) for name, values in batch.items()}

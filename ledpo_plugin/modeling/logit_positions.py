@@ -44,7 +44,7 @@ class Plan:
         return cls(**found) if found else None
 
 
-def _places(lengths: Tensor) -> Tensor:
+def place_table(lengths: Tensor) -> Tensor:
     """Return `[R, L]`: the running numbers of each row's items, and their total where the row is over."""
     columns = torch.arange(int(lengths.max()), device=lengths.device)
     starts = lengths.cumsum(0) - lengths
@@ -72,12 +72,12 @@ def plan_of_rows(input_ids: Tensor, labels: Tensor, attention_mask: Tensor, prom
         extra = {
             "prompt_predict": flat[own],
             "prompt_target": input_ids[:, 1:][own],
-            "prompt_place": _places(own.sum(1)),
+            "prompt_place": place_table(own.sum(1)),
         }
     return Plan(
         predict=flat[inside],
         target=labels[:, 1:][inside],
-        place=_places(inside.sum(1)),
+        place=place_table(inside.sum(1)),
         last_prompt=torch.arange(rows, device=labels.device) * width + (first - 1).clamp(min=0),
         **extra,
     )

@@ -1,9 +1,7 @@
 """Log-probabilities of response tokens without ever holding logits of a whole sequence.
 
 The output layer of a language model is by far its widest. Here it runs at the planned positions only, in chunks, and
-each chunk's logits are gone before the next one's come. It is still the model itself that calls its output layer,
-inside its own forward, so DDP, FSDP and DeepSpeed, which prepare a layer's weights for just that call, see nothing
-unusual: for the length of one pass the layer's `forward` is another one.
+each chunk's logits are gone before the next one's come (see `output_layer` for how).
 
 Some models go on behind their output layer: Gemma caps its logits, Cohere and Granite scale them. A model that does so
 is found in its first pass, by what it makes of a mark in the place of logits. It then gets the logits of the planned
@@ -21,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .output_layer import forward_replaced
 
 CHUNK_NUMBERS = 2**24  # logits held at a time: 64 MB in fp32
 MARK = 4096.0  # far above every cap, and exact in each floating-point type
@@ -152,22 +152,8 @@ def scoring(
         # What the model takes for logits and hands on. It stays in the graph, through which DDP looks for parameters.
         return hidden[..., :1] * 0 + MARK
 
-    with _instead(layer, score):
+    with forward_replaced(layer, score):
         yield scores
-
-
-@contextmanager
-def _instead(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    original = layer.forward
-    was_set = "forward" in vars(layer)  # some libraries replace the forward of an instance, too
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        if was_set:
-            layer.forward = original
-        else:
-            del layer.forward  # the class's own again
 
 
 def scored(
@@ -215,7 +201,7 @@ def _scored_behind(model, inputs, layer, plan, wants, mixture, temperature) -> S
             needed = torch.cat([needed, flat.detach().index_select(0, plan.prompt_predict)])
         return original(needed).unsqueeze(0)
 
-    with _instead(layer, project):
+    with forward_replaced(layer, project):
         logits = model(**inputs).logits[0]
     scores.token_logps = _logps(logits[:count], plan.target, temperature)
     with torch.no_grad():

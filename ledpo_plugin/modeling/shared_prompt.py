@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import pair_attention
-from .logit_positions import Plan, _places
+from .logit_positions import Plan, place_table
 from .logps import IGNORE
 
 PAIR, PART = "ledpo_pair", "ledpo_part"  # [r, S]: number of the pair (-1: padding); 0 prompt, 1 chosen, 2 rejected
@@ -130,12 +130,12 @@ def _plan(pieces, predict, last_prompt, prompt_predict) -> Plan:
         extra = {
             "prompt_predict": _flat(prompt_predict),
             "prompt_target": _flat([piece[0][1:] for piece in pieces]),
-            "prompt_place": _places(torch.tensor([len(row) for row in prompt_predict])).repeat(2, 1),
+            "prompt_place": place_table(torch.tensor([len(row) for row in prompt_predict])).repeat(2, 1),
         }
     return Plan(
         predict=_flat(predict),
         target=_flat(targets),
-        place=_places(torch.tensor([len(row) for row in targets])),
+        place=place_table(torch.tensor([len(row) for row in targets])),
         last_prompt=torch.tensor(last_prompt * 2),
         **extra,
     )

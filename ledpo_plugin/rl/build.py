@@ -1,4 +1,4 @@
-"""From the host's arguments to what a trainer of rollouts needs: prompts, rewards and the PPO phase."""
+"""From the host's arguments to what a trainer of rollouts needs: prompts, rewards and how answers are drawn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from ledpo_plugin.hparams import PPO
 from ledpo_plugin.rewards import RewardError, build_rewards
 from ledpo_plugin.training.trainer import weights_are_elsewhere
 
-from .experience import ExperienceMaker, Generator
+from .experience import Generator, RolloutSetup
 from .generate import Sampling, generate
-from .ppo import PpoPhase
 from .prompts import load_prompts
 from .sampler import Schedule, Sizes
 from .value_head import ValueHead
@@ -82,21 +81,21 @@ def _prompts(run: Arguments, names: list[str], **options: Any) -> tuple[Any, Any
     )
 
 
-def build_phase(run: Arguments, model: Any, train_prompts: Any | None) -> PpoPhase:
-    """Return the PPO phase of a run whose policy is loaded; reward models are loaded here.
+def build_rollouts(run: Arguments, model: Any, train_prompts: Any | None) -> RolloutSetup:
+    """Return the setup of rollouts of a run whose policy is loaded; reward models are loaded here.
 
     Args:
         run: its arguments.
         model: the policy; adapters of reward models are added to it.
-        train_prompts: None to take those of `prompt_dataset`, or of the run's own data sets.
+        train_prompts: None to take those of `prompt_dataset`, or of the run's finetuning_args data sets.
 
     Raises:
         RewardError: a reward cannot be loaded.
         NoUsableData: no prompt is left.
     """
-    own, training_args = run.finetuning_args, run.training_args
+    finetuning_args, training_args = run.finetuning_args, run.training_args
     if train_prompts is None:
-        names = own.prompt_dataset.split(",") if own.prompt_dataset else run.data_args.dataset
+        names = finetuning_args.prompt_dataset.split(",") if finetuning_args.prompt_dataset else run.data_args.dataset
         train_prompts, _ = _prompts(run, [name.strip() for name in names], what="PPO phase")
     rewards = build_rewards(
         model=model,
@@ -105,33 +104,32 @@ def build_phase(run: Arguments, model: Any, train_prompts: Any | None) -> PpoPha
         model_args=run.model_args,
         data_args=run.data_args,
         training_args=training_args,
-        finetuning_args=own,
+        finetuning_args=finetuning_args,
         log=run.log,
     )
     stops = run.template.get_stop_token_ids(run.tokenizer)
     pad_id = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else 0
-    sampling = Sampling.of(own.ledpo_generating, stops, pad_id)
+    sampling = Sampling.of(finetuning_args.ledpo_generating, stops, pad_id)
     if rewards.passes > 0 and weights_are_elsewhere():
         raise RewardError(
             "DeepSpeed ZeRO-3 and FSDP split the weights, and a reward model in the same process as the policy needs "
             "them whole. Serve it (llamafactory-cli api with stage: rm) and set reward_model_type: api, or use ZeRO-2."
         )
-    width = model.config.get_text_config().hidden_size
-    asking = ExperienceMaker(
-        args=own,
+    value_head = None
+    if finetuning_args.advantage_estimator == "gae":
+        value_head = ValueHead(hidden_size=model.config.get_text_config().hidden_size, seed=training_args.seed)
+    return RolloutSetup(
+        args=finetuning_args,
         sampling=sampling,
         generator=_generator(run, sampling),
         rewards=rewards,
         tokenizer=run.tokenizer,
-        value_head=ValueHead(hidden_size=width, seed=training_args.seed) if own.advantage_estimator == "gae" else None,
-    )
-    return PpoPhase(
-        asking=asking,
+        value_head=value_head,
         prompts=train_prompts,
-        sizes=sizes_of(training_args, own),
-        schedule=schedule_of(own),
+        sizes=sizes_of(training_args, finetuning_args),
+        schedule=schedule_of(finetuning_args),
         seed=training_args.seed,
-        shuffled=not own.disable_shuffling,
+        shuffled=not finetuning_args.disable_shuffling,
     )
 
 

@@ -1,4 +1,4 @@
-"""Asking the policy for answers, and the policy, the reference and the rewards what they say of them."""
+"""Answers of the policy to prompts, with what the policy, the reference and the rewards say of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from ledpo_plugin.hparams import PPO
 from ledpo_plugin.rewards import RewardBatch, RewardOutput, Rewards
 
 from .generate import Answer, Sampling
+from .sampler import Schedule, Sizes
 from .scores import TokenScores, answers_batch, score_answers
 from .value_head import ValueHead
 
@@ -36,22 +37,29 @@ PER_TOKEN = ("mask", "policy", "reference", "values")
 PER_ANSWER = ("beta", "hidden", "prompt_nll")
 
 
-class ExperienceMaker:
-    """Makes answers and has them scored; `trainer` is set when there is one."""
+@dataclass(frozen=True)
+class RolloutSetup:
+    """What rollouts need besides a trainer: loaded before it, as reward models may be adapters of its policy."""
 
-    def __init__(
-        self,
-        *,
-        args: Any,
-        sampling: Sampling,
-        generator: Generator,
-        rewards: Rewards,
-        tokenizer: Any,
-        value_head: ValueHead | None,
-    ):
-        self.args, self.sampling, self.generator, self.rewards = args, sampling, generator, rewards
-        self.tokenizer, self.value_head = tokenizer, value_head
-        self.trainer: Any = None
+    args: Any  # the host's finetuning arguments, with the plugin's keys
+    sampling: Sampling
+    generator: Generator
+    rewards: Rewards
+    tokenizer: Any
+    value_head: ValueHead | None  # with gae
+    prompts: Any  # rows with `input_ids`
+    sizes: Sizes  # answers of steps and rollouts
+    schedule: Schedule  # which steps are PPO's
+    seed: int  # of the order of prompts and of draws
+    shuffled: bool  # whether prompts are shuffled
+
+
+class ExperienceMaker:
+    """Has the policy answer prompts, and the answers scored by the policy, the reference and the rewards."""
+
+    def __init__(self, setup: RolloutSetup, trainer: Any):
+        """Take the setup of rollouts, and the `RolloutTrainer` whose policy answers."""
+        self.setup, self.args, self.trainer = setup, setup.args, trainer
 
     @property
     def by_beta(self) -> bool:
@@ -65,14 +73,14 @@ class ExperienceMaker:
 
     def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Answer]:
         """Return an answer of the policy to each prompt, `rollout_batch_size` at a time."""
-        found: list[Answer] = []
+        answers: list[Answer] = []
         for part in self._parts(len(prompts)):
             asked = prompts[part]
-            given = self.generator(self.trainer, asked, seeds[part])
-            longest = max(len(answer.ids) for answer in given)
+            drawn = self.setup.generator(self.trainer, asked, seeds[part])
+            longest = max(len(answer.ids) for answer in drawn)
             self.trainer.usage.generated(len(asked) * max(map(len, asked)), len(asked) * longest)
-            found += given
-        return found
+            answers += drawn
+        return answers
 
     def _parts(self, count: int) -> list[slice]:
         size = self.args.rollout_batch_size or count
@@ -88,24 +96,24 @@ class ExperienceMaker:
         width = max(len(answer.ids) for answer in answers)
 
         def joined(name: str) -> Tensor | None:
-            found = [getattr(part, name) for part in parts]
-            if found[0] is None:
+            columns = [getattr(part, name) for part in parts]
+            if columns[0] is None:
                 return None
             if name in PER_TOKEN:
-                found = [nn.functional.pad(one, (0, width - one.shape[1])) for one in found]
-            return torch.cat(found)
+                columns = [nn.functional.pad(column, (0, width - column.shape[1])) for column in columns]
+            return torch.cat(columns)
 
         outputs = [part.rewards for part in parts]
         rewards = RewardOutput(
             torch.cat([output.total for output in outputs]),
-            {name: torch.cat([output.parts[name] for output in outputs]) for name in self.rewards.names},
+            {name: torch.cat([output.parts[name] for output in outputs]) for name in self.setup.rewards.names},
             torch.cat([output.failed for output in outputs]),
         )
         return Scored(**{name: joined(name) for name in (*PER_TOKEN, *PER_ANSWER)}, rewards=rewards)
 
     def _wants(self, source: str) -> frozenset[str]:
         wants = set()
-        if source == "policy" and self.value_head is not None:
+        if source == "policy" and self.setup.value_head is not None:
             wants.add("states")
         if source == self.args.beta_head_source and (self.by_beta or self.trains_head):
             wants |= self.trainer.strategy.needs & {"hidden", "prompt_nll"}
@@ -113,25 +121,25 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def _score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Scored:
-        trainer, temperature = self.trainer, self.sampling.temperature
+        trainer, temperature = self.trainer, self.setup.sampling.temperature
         ids = [answer.ids for answer in answers]
         plan_prompts = "prompt_nll" in self._wants("reference") | self._wants("policy")
-        batch = trainer._prepare_input(answers_batch(prompts, ids, self.sampling.pad_id, plan_prompts=plan_prompts))
+        batch = trainer.on_device(answers_batch(prompts, ids, self.setup.sampling.pad_id, plan_prompts=plan_prompts))
         tokens, predictions = batch["input_ids"].numel(), sum(map(len, ids))
         with trainer.compute_loss_context_manager():
             policy = score_answers(trainer.policy(), batch, self._wants("policy"), temperature)
             trainer.usage.scored(tokens, predictions)
-            with trainer._reference(trainer.model_wrapped) as model:
+            with trainer.reference.at_work(trainer.model_wrapped) as model:
                 reference = score_answers(model, batch, self._wants("reference"), temperature)
             trainer.usage.forward_only(batch, predictions, ran=True)
-            rewards = self.rewards.score(
-                RewardBatch.from_ids(prompts, ids, self.tokenizer, trainer.args.device), trainer.unwrapped()
+            rewards = self.setup.rewards.score(
+                RewardBatch.from_ids(prompts, ids, self.setup.tokenizer, trainer.args.device), trainer.unwrapped()
             )
-            trainer.usage.rewarded(round(tokens * self.rewards.passes))
+            trainer.usage.rewarded(round(tokens * self.setup.rewards.passes))
             mask = mask_of(ids, policy.logps.shape[1])
             values = None
-            if self.value_head is not None:
-                values = (self.value_head(policy.states) * mask.to(policy.logps.device)).cpu()
+            if self.setup.value_head is not None:
+                values = (self.setup.value_head(policy.states) * mask.to(policy.logps.device)).cpu()
             beta = self._beta(policy, reference, len(ids))
         return Scored(
             mask=mask,
@@ -150,8 +158,8 @@ class ExperienceMaker:
             return None, None, None
         source = reference if self.args.beta_head_source == "reference" else policy
         features = BetaFeatures(size=size, hidden=source.hidden, prompt_nll=source.prompt_nll, training=False)
-        found = (self.trainer.strategy(features).beta, source.hidden, source.prompt_nll)
-        return tuple(None if one is None else one.float().cpu() for one in found)
+        values = (self.trainer.strategy(features).beta, source.hidden, source.prompt_nll)
+        return tuple(None if value is None else value.float().cpu() for value in values)
 
 
 def mask_of(ids: Sequence[Sequence[int]], width: int) -> Tensor:

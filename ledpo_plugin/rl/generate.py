@@ -19,7 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ledpo_plugin.modeling.generate import left_padded, no_settings_of_its_own
+from ledpo_plugin.modeling.generate import no_settings_of_its_own
+from ledpo_plugin.modeling.padding import padded
 
 _BELOW_ONE = 1 - 1e-6  # keeps a number off the end of the sum, behind which only excluded tokens come
 
@@ -59,7 +60,7 @@ class Answer(NamedTuple):
     ended: bool
 
 
-class Draw(LogitsProcessor):
+class InverseTransform(LogitsProcessor):
     """Leaves one token a row: the one in whose share of the summed probabilities the row's next number falls."""
 
     def __init__(self, numbers: Tensor, start: int):
@@ -91,7 +92,7 @@ def generate(
         seeds: of each answer's random stream.
         sampling: how answers are drawn.
     """
-    ids, mask = left_padded(prompts, sampling.pad_id)
+    ids, mask = padded(prompts, sampling.pad_id, left=True)
     width = ids.shape[1]
     device = model.get_input_embeddings().weight.device
     processors = LogitsProcessorList()
@@ -102,7 +103,7 @@ def generate(
             processors.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(Draw(numbers_of(seeds, sampling.max_new_tokens).to(device), width))
+        processors.append(InverseTransform(numbers_of(seeds, sampling.max_new_tokens).to(device), width))
     config = GenerationConfig(
         do_sample=False,  # the draw is made by the processor above
         num_beams=1,

@@ -2,34 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ledpo_plugin.betas import BetaFeatures
-from ledpo_plugin.common.atomic import replace_file
-from ledpo_plugin.losses import LOSSES, PairLogps
-from ledpo_plugin.modeling.head_file import HeadFileError
 from ledpo_plugin.rewards import RewardError
-from ledpo_plugin.training.side_optimizer import SideOptimizer, mean_over_ranks, sum_over_ranks
+from ledpo_plugin.training.side_optimizer import mean_over_ranks, sum_over_ranks
 
 from .advantages import RunningMoments
-from .experience import ExperienceMaker, Scored
+from .experience import ExperienceMaker, RolloutSetup, Scored
 from .generate import Answer
 from .kl import KlCoefficient, kl_per_token
-from .objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, token_mean
+from .losses import head_loss, policy_losses, value_losses
+from .objectives import token_mean
 from .rollout import Rollout, load_rollout, save_rollout
-from .sampler import PromptOrder, Schedule, Sizes, rows_of_update, seed_of
-from .scores import TokenScores, answers_batch, score_answers
+from .sampler import PromptOrder, rows_of_update, seed_of
+from .scores import answers_batch, score_answers
+from .state import load_shared_state, save_shared_state
 from .targets import adjusted_scores, advantages_of, best_and_worst, coefficients, head_pairs, pair_row
 from .value_head import load_value_head, save_value_head
-
-STATE = "ledpo_ppo_state.safetensors"
-VALUE, KL, SCORES = "value.", "kl.", "scores."
 
 
 @dataclass(frozen=True)
@@ -41,48 +33,39 @@ class Update:
     report: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """An optimizer step of this process: its rows of the rollout, and its share of the tokens of a micro-batch."""
+
+    rows: Sequence[int]
+    share: Tensor  # scalar; over micro-batches and processes losses divided by it add up to the mean over all tokens
+
+
 class PpoPhase:
     """Everything of PPO that is not the trainer's."""
 
-    def __init__(
-        self, *, asking: ExperienceMaker, prompts: Any, sizes: Sizes, schedule: Schedule, seed: int, shuffled: bool
-    ):
+    def __init__(self, setup: RolloutSetup, trainer: Any):
         """Set up the phase.
 
         Args:
-            asking: makes answers and has them scored.
-            prompts: rows with `input_ids`.
-            sizes: answers of steps and rollouts.
-            schedule: which steps are PPO's.
-            seed: of the order of prompts and of draws.
-            shuffled: whether prompts are shuffled.
+            setup: prompts, rewards and how answers are drawn and learned from.
+            trainer: a `RolloutTrainer`, whose policy answers.
         """
-        args = asking.args
-        self.asking, self.args, self.prompts = asking, args, prompts
-        self.sizes, self.schedule, self.seed = sizes, schedule, seed
-        self.order = PromptOrder(len(prompts), seed, shuffled)
+        args, device = setup.args, trainer.args.device
+        self.trainer, self.args, self.setup = trainer, args, setup
+        self.sizes, self.schedule = setup.sizes, setup.schedule
+        self.experience = ExperienceMaker(setup, trainer)
+        self.order = PromptOrder(len(setup.prompts), setup.seed, setup.shuffled)
         target = args.ppo_target if args.kl_control == "adaptive" else None
-        self.kl = KlCoefficient(args.kl_coef, target=target, horizon=args.kl_horizon)
-        self.moments = RunningMoments()
-        self.value_head = asking.value_head
-        self.value_optimizer: SideOptimizer | None = None
+        self.kl = KlCoefficient(args.kl_coef, target=target, horizon=args.kl_horizon).to(device)
+        self.moments = RunningMoments().to(device)
+        self.value_head, self.value_optimizer = setup.value_head, None
+        if self.value_head is not None:
+            self.value_head.to(device)
+            self.value_optimizer = trainer.side_optimizer(self.value_head.parameters(), lr_ratio=args.value_lr_ratio)
         self.rollout: Rollout | None = None
         self.pool: list[dict[str, Any]] = []  # pairs of the rollouts, for the next LEDPO phase
-        self.trainer: Any = None
-
-    def attach(self, trainer: Any) -> None:
-        """Take the trainer whose policy answers."""
-        self.trainer = self.asking.trainer = trainer
-        for part in (self.kl, self.moments, self.value_head):
-            if part is not None:
-                part.to(trainer.args.device)
-        if self.value_head is not None:
-            self.value_optimizer = SideOptimizer(
-                self.value_head.parameters(),
-                lr_ratio=self.args.value_lr_ratio,
-                max_grad_norm=trainer.args.max_grad_norm,
-                trainer=trainer,
-            )
+        self._step: _Step | None = None
 
     # ---- rollouts
 
@@ -95,15 +78,16 @@ class PpoPhase:
         """
         sizes, trainer = self.sizes, self.trainer
         process = iteration * trainer.args.world_size + trainer.args.process_index
-        prompts = [self.prompts[row]["input_ids"] for row in self.order.rows(process * sizes.prompts, sizes.prompts)]
+        rows = self.order.rows(process * sizes.prompts, sizes.prompts)
+        prompts = [self.setup.prompts[row]["input_ids"] for row in rows]
         prompts = [prompt for prompt in prompts for _ in range(sizes.group)]
         first = process * sizes.rollout
-        seeds = [seed_of("answer", self.seed, answer) for answer in range(first, first + sizes.rollout)]
+        seeds = [seed_of("answer", self.setup.seed, answer) for answer in range(first, first + sizes.rollout)]
         scored, problem = None, None
         with trainer.in_evaluation():
-            answers = self.asking.answers(prompts, seeds)
+            answers = self.experience.answers(prompts, seeds)
             try:
-                scored = self.asking.score(prompts, answers)
+                scored = self.experience.score(prompts, answers)
             except RewardError as error:  # said after all processes know of it: one that waits would wait for ever
                 problem = str(error)
         self._require_rewards(scored, problem)
@@ -130,7 +114,8 @@ class PpoPhase:
         trainer, args = self.trainer, self.args
         valid = ~scored.rewards.failed
         mask = scored.mask & valid.unsqueeze(1)
-        coefficient = coefficients(self.kl.value, scored.beta if self.asking.by_beta else None, args.pref_beta, valid)
+        beta = scored.beta if self.experience.by_beta else None
+        coefficient = coefficients(self.kl.value, beta, args.pref_beta, valid)
         scores = adjusted_scores(scored, answers, args, self.moments)
         advantages, returns = advantages_of(
             scored, scores, coefficient, mask, group=self.sizes.group, args=args, device=trainer.args.device
@@ -139,7 +124,7 @@ class PpoPhase:
         kept: dict[str, Tensor] = {}
         if args.rollout_pairs:
             pairs = best_and_worst(scores, valid, self.sizes.group)
-            if self.asking.trains_head:
+            if self.experience.trains_head:
                 kept = head_pairs(pairs, scored)
             else:
                 self.pool += [pair_row(prompts[best], ids[best], ids[worst]) for best, worst in pairs]
@@ -175,81 +160,42 @@ class PpoPhase:
         iteration, number = divmod(ppo_step, sizes.updates)
         if self.rollout is None or self.rollout.iteration != iteration:
             self.make_rollout(iteration)
-        whole = rows_of_update(sizes, self.seed, iteration, number, trainer.args.process_index)
-        rows = whole[micro * sizes.batch : (micro + 1) * sizes.batch]
-        if micro == 0:
-            tokens = self.rollout.mask[torch.tensor(whole)].sum().float().to(trainer.args.device)
-            self._share = mean_over_ranks(tokens) / sizes.accumulated
+        if micro == 0 or self._step is None:
+            self._step = self._begin_step(iteration, number)
+        rows, share = self._step.rows[micro * sizes.batch : (micro + 1) * sizes.batch], self._step.share
         batch, part = self._batch(rows)
         wants = frozenset() if self.value_head is None else frozenset({"states"})
-        found = score_answers(model, batch, wants, self.asking.sampling.temperature)
+        scores = score_answers(model, batch, wants, self.setup.sampling.temperature)
         trainer.usage.policy(batch, sum(len(self.rollout.answers[row]) for row in rows))
-        losses, report = self._policy_losses(found, part)
-        loss = token_mean(losses, part["mask"], count=self._share)
+        losses, report = policy_losses(scores, part, self.args)
+        loss = token_mean(losses, part["mask"], count=share)
         if self.value_head is not None:
-            value_losses, of_values = self._value_losses(found, part)
-            loss = loss + token_mean(value_losses, part["mask"], count=self._share)
-            losses, report = losses + value_losses, report | of_values
-        if micro == 0 and self.asking.trains_head:
-            loss = loss + sizes.accumulated * self._head_loss()
+            of_values, value_report = value_losses(self.value_head, scores, part, self.args)
+            loss = loss + token_mean(of_values, part["mask"], count=share)
+            losses, report = losses + of_values, report | value_report
+        if micro == 0 and self.experience.trains_head:
+            of_head, pairs = head_loss(self.rollout, trainer.strategy, self.args, trainer.args.device)
+            loss = loss + sizes.accumulated * of_head
+            if pairs is not None:
+                trainer.note_pairs(*pairs)
         return Update(loss, torch.isfinite(losses.detach()).all(), report)
 
+    def _begin_step(self, iteration: int, number: int) -> _Step:
+        """Return the optimizer step that starts with update `number` of a rollout; all processes call it together."""
+        trainer, sizes = self.trainer, self.sizes
+        rows = rows_of_update(sizes, self.setup.seed, iteration, number, trainer.args.process_index)
+        tokens = self.rollout.mask[torch.tensor(rows)].sum().float().to(trainer.args.device)
+        return _Step(rows, mean_over_ranks(tokens) / sizes.accumulated)
+
     def _batch(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        rollout, prepare = self.rollout, self.trainer._prepare_input
+        rollout, trainer = self.rollout, self.trainer
         answers = [rollout.answers[row] for row in rows]
-        batch = answers_batch([rollout.prompts[row] for row in rows], answers, self.asking.sampling.pad_id)
+        batch = answers_batch([rollout.prompts[row] for row in rows], answers, self.setup.sampling.pad_id)
         width = max(map(len, answers))
         names = ["mask", "old_logps", "reference_logps", "advantages", "coefficient"]
         names += ["values", "returns"] if self.value_head is not None else []
-        return prepare(batch), prepare({name: rollout.rows(name, rows, width) for name in names})
-
-    def _policy_losses(self, found: TokenScores, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        args, mask = self.args, part["mask"]
-        surrogate = clipped_surrogate(found.logps, part["old_logps"], part["advantages"], mask, args.ppo_clip)
-        losses = surrogate.losses
-        if args.advantage_estimator == "grpo":
-            kl = kl_per_token(found.logps, part["reference_logps"], args.kl_estimator, mask=mask)
-            losses = losses + part["coefficient"].unsqueeze(1) * kl
-        return losses, {
-            "policy/clip_fraction": token_mean(surrogate.clipped.float(), mask),
-            "policy/approx_kl": approx_kl(found.logps, part["old_logps"], mask),
-        }
-
-    def _value_losses(self, found: TokenScores, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        args, mask, old, returns = self.args, part["mask"], part["values"], part["returns"]
-        values = self.value_head(found.states, through=args.ppo_value_coef)
-        output = clipped_value_loss(values, old, returns, mask, args.ppo_value_clip)
-        return output.losses, {
-            "value/loss": token_mean(output.losses.detach(), mask),
-            "value/clip_fraction": token_mean(output.clipped.float(), mask),
-            "value/explained_variance": explained_variance(old, returns, mask),
-        }
-
-    def _head_loss(self) -> Tensor:
-        """Return LEDPO's loss of the rollout's own pairs, in beta alone: their margins are those of the rollout."""
-        kept, trainer, device = self.rollout, self.trainer, self.trainer.args.device
-        size = len(kept.pair_margin)
-        pairs = mean_over_ranks(torch.tensor(float(size), device=device)).clamp(min=1)
-        if size == 0:
-            return torch.zeros((), device=device)
-        features = BetaFeatures(
-            size=size,
-            hidden=None if kept.pair_hidden is None else kept.pair_hidden.to(device),
-            prompt_nll=None if kept.pair_nll is None else kept.pair_nll.to(device),
-            training=False,  # running statistics are over all processes, which differ in their number of pairs
-        )
-        output = trainer.strategy(features)
-        margin, zero, one = (
-            kept.pair_margin.to(device),
-            torch.zeros(size, device=device),
-            torch.ones(size, device=device),
-        )
-        logps = PairLogps(margin, zero, zero, zero, one, one)
-        losses = LOSSES["sigmoid"].function(logps, output.beta, label_smoothing=self.args.dpo_label_smoothing).losses
-        if output.log_ratio is not None:
-            losses = losses + self.args.beta_penalty * output.log_ratio.square()
-        trainer.note_pairs(output.beta, margin)
-        return losses.sum() / pairs
+        part = {name: rollout.rows(name, rows, width) for name in names}
+        return trainer.on_device(batch), trainer.on_device(part)
 
     # ---- evaluation
 
@@ -261,16 +207,16 @@ class PpoPhase:
         """
         trainer, size = self.trainer, self.trainer.args.per_device_eval_batch_size
         mine = range(trainer.args.process_index, len(prompts), trainer.args.world_size)
-        found: list[dict[str, Tensor]] = []
+        parts: list[dict[str, Tensor]] = []
         with trainer.in_evaluation(), trainer.usage.paused():
             for start in range(0, len(mine), size):
                 rows = mine[start : start + size]
                 asked = [prompts[row]["input_ids"] for row in rows]
-                answers = self.asking.answers(asked, [seed_of("held out", self.seed, row) for row in rows])
-                scored = self.asking.score(asked, answers)
+                answers = self.experience.answers(asked, [seed_of("held out", self.setup.seed, row) for row in rows])
+                scored = self.experience.score(asked, answers)
                 kl = kl_per_token(scored.policy, scored.reference, "k1", mask=scored.mask).sum(1)
-                found.append(_columns(scored, answers, kl))
-        return {name: torch.cat([part[name] for part in found]) for name in found[0]} if found else {}
+                parts.append(_columns(scored, answers, kl))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     # ---- state
 
@@ -283,10 +229,7 @@ class PpoPhase:
         """Write what training goes on from into a checkpoint; `shared` also what is the same in all processes."""
         save_rollout(folder, rank, self.rollout, self.pool)
         if shared:
-            parts = {KL: self.kl.state_dict(), SCORES: self.moments.state_dict()}
-            parts |= {} if self.value_optimizer is None else {VALUE: self.value_optimizer.tensors()}
-            tensors = {prefix + name: value.cpu() for prefix, part in parts.items() for name, value in part.items()}
-            replace_file(Path(folder) / STATE, lambda path: save_file(tensors, path))
+            save_shared_state(folder, self.kl, self.moments, self.value_optimizer)
 
     def load_state(self, folder: str, rank: int) -> None:
         """Go on from a checkpoint.
@@ -294,23 +237,10 @@ class PpoPhase:
         Raises:
             HeadFileError: something is missing or damaged; going on without it would not be the same training.
         """
-        try:
-            tensors = load_file(Path(folder) / STATE)
-            self.kl.load_state_dict(_under(tensors, KL))
-            self.moments.load_state_dict(_under(tensors, SCORES))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise HeadFileError(
-                f"{Path(folder) / STATE} is missing or damaged ({error}), so training cannot be resumed exactly. "
-                "Resume from an earlier checkpoint."
-            ) from None
+        load_shared_state(folder, self.kl, self.moments, self.value_optimizer)
         if self.value_head is not None:
             load_value_head(folder, self.value_head)
-            self.value_optimizer.load(_under(tensors, VALUE))
         self.rollout, self.pool = load_rollout(folder, rank)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _columns(
@@ -323,7 +253,7 @@ def _columns(
 ) -> dict[str, Tensor]:
     """Return what is reported of each answer; the last three of a rollout that is learned from."""
     valid, lengths = ~scored.rewards.failed, scored.mask.sum(1).float()
-    found = {
+    columns = {
         "reward": scored.rewards.total.masked_fill(~valid, 0.0),
         "valid": valid.float(),
         "kl": kl,
@@ -333,10 +263,10 @@ def _columns(
         **{f"part {name}": values for name, values in scored.rewards.parts.items()},
     }
     if scored.beta is not None:
-        found["beta"] = scored.beta
+        columns["beta"] = scored.beta
     if coefficient is not None:
-        found["coefficient"] = coefficient
-        found["advantage"] = (
+        columns["coefficient"] = coefficient
+        columns["advantage"] = (
             advantages if advantages.dim() == 1 else (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
         )
-    return found
+    return columns

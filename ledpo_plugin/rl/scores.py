@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ledpo_plugin.modeling.forward import OURS, output_layer
+from ledpo_plugin.modeling.forward import OURS
 from ledpo_plugin.modeling.logit_positions import Plan, plan_of_rows
-from ledpo_plugin.modeling.logps import IGNORE
+from ledpo_plugin.modeling.output_layer import output_layer
+from ledpo_plugin.modeling.padding import answered_prompts
 from ledpo_plugin.modeling.scoring import scored
 
 
@@ -34,16 +35,9 @@ def answers_batch(
         pad_id: any id; padded positions are masked.
         plan_prompts: also plan the prompts' own tokens, for their perplexity.
     """
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(prompts), width), pad_id)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    labels = torch.full((len(prompts), width), IGNORE)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        both = torch.tensor([*prompt, *answer])
-        ids[row, : len(both)] = both
-        mask[row, : len(both)] = 1
-        labels[row, len(prompt) : len(both)] = both[len(prompt) :]
-    return {"input_ids": ids, "attention_mask": mask, **plan_of_rows(ids, labels, mask, plan_prompts).to_batch()}
+    rows = answered_prompts(prompts, answers, pad_id)
+    labels = rows.pop("labels")
+    return {**rows, **plan_of_rows(rows["input_ids"], labels, rows["attention_mask"], plan_prompts).to_batch()}
 
 
 def score_answers(

@@ -16,9 +16,13 @@ from transformers import TrainerCallback
 
 from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.rewards import RewardError
+from ledpo_plugin.training.columns import without_nan
+from ledpo_plugin.training.loaders import data_seed, loader_of
 from ledpo_plugin.training.metrics import beta_metrics
+from ledpo_plugin.training.objectives import at_bounds
 from ledpo_plugin.training.trainer import PairTrainer, PreferenceTrainer
 
+from .experience import RolloutSetup
 from .metrics import answer_metrics
 from .ppo import PpoPhase
 from .sampler import SLOT, SlotBatches, Slots
@@ -35,7 +39,7 @@ class _Phases(TrainerCallback):
         trainer = self.trainer
         trainer.micro = 0
         trainer.in_ppo = trainer.phase.schedule.is_ppo(state.global_step)
-        trainer.beta_training.resting = trainer.in_ppo and not trainer.phase.asking.trains_head
+        trainer.beta_training.resting = trainer.in_ppo and not trainer.phase.experience.trains_head
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Step the value head."""
@@ -46,15 +50,15 @@ class _Phases(TrainerCallback):
 class RolloutTrainer(PreferenceTrainer):
     """What both trainers have in common: steps on rollouts beside, or instead of, steps on preferences."""
 
-    def __init__(self, *, phase: PpoPhase, **kwargs: Any):
-        self.phase = phase
+    def __init__(self, *, rollouts: RolloutSetup, **kwargs: Any):
         self.micro, self.in_ppo = 0, True
         self._answers: dict[str, list[Tensor]] = defaultdict(list)
         self._updates: dict[str, list[Tensor]] = defaultdict(list)
         self._on_policy_batches: list[Tensor] = []
         self._pairs: list[tuple[Tensor, Tensor]] = []
         super().__init__(**kwargs)
-        phase.attach(self)
+        self.phase = PpoPhase(rollouts, self)
+        self._operations = 0.0  # that the host was told of
         self.add_callback(_Phases(self))
         if isinstance(self.model, PeftModel):  # adapters of reward models are not the policy's
             name = self.model.active_adapter
@@ -73,31 +77,23 @@ class RolloutTrainer(PreferenceTrainer):
 
     @contextmanager
     def in_evaluation(self) -> Iterator[None]:
-        """Have the policy in evaluation mode for a while."""
+        """Put the policy in evaluation mode temporarily."""
         with in_evaluation_mode(self.model_wrapped):
             yield
 
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        args, own = self.args, self.finetuning_args
-        data = self.train_dataset
+        args, data = self.args, self.train_dataset
         batches = SlotBatches(
             len(data),
             sizes=self.phase.sizes,
             processes=args.world_size,
             schedule=self.phase.schedule,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffled=not own.disable_shuffling,
+            seed=data_seed(args),
+            shuffled=not self.finetuning_args.disable_shuffling,
         )
-        loader = DataLoader(
-            Slots(data, batches),
-            batch_sampler=batches,
-            collate_fn=self._collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(loader_of(Slots(data, batches), batches, self._collate, args))
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if SLOT in features[0]:
@@ -115,7 +111,7 @@ class RolloutTrainer(PreferenceTrainer):
         except RewardError as error:
             raise self._saved(error) from None
         self.micro += 1
-        self._nonfinite = ~update.finite if self._nonfinite is None else self._nonfinite | ~update.finite
+        self.finite_losses.note(update.finite)
         for name, value in update.report.items():
             self._updates[name].append(value.detach().float())
         return (update.loss, None) if return_outputs else update.loss
@@ -129,7 +125,7 @@ class RolloutTrainer(PreferenceTrainer):
         if not enough:
             return inputs
         rows, self.phase.pool = pool[:size], pool[size:]
-        return self._prepare_inputs(self.data_collator([dict(row) for row in rows]))
+        return self.on_device(self.data_collator([dict(row) for row in rows]))
 
     def _saved(self, error: RewardError) -> RewardError:
         """Write a checkpoint of where training stands, and return the error with the way on."""
@@ -145,7 +141,7 @@ class RolloutTrainer(PreferenceTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Return the operations since the last call, as `usage` counts them."""
         now = self.usage.cost.flops(self.usage.counts)
-        before, self._operations = getattr(self, "_operations", 0.0), now
+        before, self._operations = self._operations, now
         return now - before
 
     # ---- reporting
@@ -157,7 +153,7 @@ class RolloutTrainer(PreferenceTrainer):
         if columns["ended"].sum() == 0:
             self._log(
                 f"None of {len(columns['ended'])} answers ended within max_new_tokens: "
-                f"{self.phase.asking.sampling.max_new_tokens}. Raise it, or set missing_eos_penalty, if they should."
+                f"{self.phase.setup.sampling.max_new_tokens}. Raise it, or set missing_eos_penalty, if they should."
             )
 
     def note_pairs(self, beta: Tensor, margin: Tensor) -> None:
@@ -166,12 +162,12 @@ class RolloutTrainer(PreferenceTrainer):
 
     def _taken(self, columns: dict[str, list[Tensor]]) -> dict[str, Tensor]:
         """Return the columns of all processes since the last log; processes have equally many rows."""
-        found = {name: torch.cat([part.reshape(-1) for part in parts]) for name, parts in sorted(columns.items())}
+        joined = {name: torch.cat([part.reshape(-1) for part in parts]) for name, parts in sorted(columns.items())}
         columns.clear()
-        if found and self.accelerator.num_processes > 1:
-            matrix = torch.stack([values.to(self.args.device) for values in found.values()], dim=1)
-            found = dict(zip(found, self.accelerator.gather(matrix).cpu().unbind(1), strict=True))
-        return found
+        if joined and self.accelerator.num_processes > 1:
+            matrix = torch.stack([values.to(self.args.device) for values in joined.values()], dim=1)
+            joined = dict(zip(joined, self.accelerator.gather(matrix).cpu().unbind(1), strict=True))
+        return joined
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
@@ -186,7 +182,7 @@ class RolloutTrainer(PreferenceTrainer):
                 self._on_policy_batches.clear()
             if self._pairs:
                 beta, margin = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
-                logs |= self._known(beta_metrics(beta, margin, self._at_bounds(beta)))
+                logs |= without_nan(beta_metrics(beta, margin, at_bounds(beta, self.finetuning_args)))
                 self._pairs.clear()
         super().log(logs, *args, **kwargs)
 

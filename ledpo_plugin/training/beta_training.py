@@ -39,24 +39,34 @@ class RunningMean(nn.Module):
 class BetaTraining(TrainerCallback):
     """Steps the strategy's parameters with the policy's optimizer; saved and restored to the bit."""
 
-    def __init__(self, strategy: BetaStrategy, *, lr_ratio: float, max_grad_norm: float, trainer):
-        self.reward_mean = RunningMean().to(trainer.args.device)
-        self.strategy = strategy
+    def __init__(self, strategy: BetaStrategy, optimizer: SideOptimizer | None, *, device: torch.device):
+        """Set up the training of a strategy.
+
+        Args:
+            strategy: on its device.
+            optimizer: of the strategy's parameters; None where it has none to train.
+            device: of the running mean of rewards.
+        """
+        self.reward_mean = RunningMean().to(device)
+        self.strategy, self.optimizer = strategy, optimizer
         self.resting = False  # while steps are not about beta; its moments would move it on without a gradient
-        self.optimizer = None
-        if any(p.requires_grad for p in strategy.parameters()):
-            self.optimizer = SideOptimizer(
-                strategy.parameters(), lr_ratio=lr_ratio, max_grad_norm=max_grad_norm, trainer=trainer
-            )
-        self.grad_norms: list[Tensor] = []
+        self._grad_norms: list[Tensor] = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Step the strategy, unless it rests."""
         if self.resting:
             return
         if self.optimizer is not None:
-            self.grad_norms.append(self.optimizer.step())
+            self._grad_norms.append(self.optimizer.step())
         self.strategy.after_optimizer_step(mean_over_ranks)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the mean norm of the gradient since the last call; nothing where no step was made."""
+        if not self._grad_norms:
+            return {}
+        norm = torch.stack(self._grad_norms).mean().item()
+        self._grad_norms.clear()
+        return {"beta/head_grad_norm": norm}
 
     def save(self, folder: str | Path) -> None:
         """Write the optimizer's moments and the running reward mean into `folder`."""

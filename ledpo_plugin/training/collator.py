@@ -5,7 +5,7 @@ give the same log-probabilities is not used.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ CHECK_PAIRS, CHECK_TOKENS = 2, 64
 Batch = dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class PreferenceCollator:
     """A data collator: the host's, with plans added or replaced by shared rows.
 
-    `shared` and `planned` are decided after the model is there; `iterable` data is joined across ranks by the host's
-    loader, which plans would not survive.
+    `shared` and `planned` are tried on the loaded model (`enable_fast_paths`). Batches of streamed data are joined
+    across ranks by the host's loader, which plans would not survive.
     """
 
     collate: Callable[[Sequence[Batch]], Batch]
@@ -63,9 +63,9 @@ class PreferenceCollator:
             return {}
         rows = [feature[ROW] for feature in features]
         cache = self.caches[features[0][SET]]
-        found = None if self.whole_caches_only and not cache.complete else cache.lookup(rows)
-        if found is not None:
-            return {CACHED + name: values for name, values in found.items()}
+        values = None if self.whole_caches_only and not cache.complete else cache.lookup(rows)
+        if values is not None:
+            return {CACHED + name: column for name, column in values.items()}
         return {ROW: torch.tensor(rows), SET: features[0][SET]}
 
     def _arranged(self, features: Sequence[Batch]) -> Batch:
@@ -103,8 +103,8 @@ def _short(feature: Batch) -> Batch:
 
 
 @torch.no_grad()
-def _logps(model: nn.Module, batches: PreferenceCollator, features: Sequence[Batch]) -> torch.Tensor:
-    batch = batches([dict(feature) for feature in features])
+def _logps(model: nn.Module, collator: PreferenceCollator, features: Sequence[Batch]) -> torch.Tensor:
+    batch = collator([dict(feature) for feature in features])
     device = next(model.parameters()).device
     batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
     return forward_rows(model, batch).logps
@@ -116,62 +116,64 @@ def _same(model: nn.Module, plain: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def enable_fast_paths(
-    models: Sequence[nn.Module], batches: PreferenceCollator, features: Sequence[Batch], *, planned: bool, shared: bool
-) -> list[str]:
-    """Set what `batches` may do, by trying it on the loaded models; return sentences on what was not possible.
+    models: Sequence[nn.Module], collator: PreferenceCollator, features: Sequence[Batch], *, planned: bool, shared: bool
+) -> tuple[PreferenceCollator, list[str]]:
+    """Return a collator that does what works on the loaded models, tried there, and sentences on what does not.
 
     Args:
         models: the policy and, if there is one, the reference.
-        batches: the collator to set.
+        collator: to start from.
         features: tokenized pairs to try on.
         planned: whether planned positions are wanted.
         shared: whether shared rows are wanted; they need planned positions.
     """
     sample = [_short(feature) for feature in list(features)[:CHECK_PAIRS]]
     with in_evaluation_mode(*models):
-        trial = _Trial(models, batches, sample)
+        trial = _Trial(models, collator, sample)
         notes = []
         if planned:
-            reason = trial.of("planned")
+            faster = replace(collator, planned=True)
+            reason = trial.difference(faster)
+            collator = collator if reason else faster
             notes += [_note("Logits at response positions only", reason)] if reason else []
-        if batches.planned and shared:
-            reason = next((why for model in models if (why := unsuitable(model))), None) or _try_shared(trial)
+        if collator.planned and shared:
+            reason = next((why for model in models if (why := unsuitable(model))), None)
+            if reason is None:
+                collator, reason = _try_shared(trial, collator)
             notes += [_note("Shared prompts", reason)] if reason else []
-    return notes
+    return collator, notes
 
 
 def _note(what: str, reason: str) -> str:
     return f"{what}: not used, because {reason}. Training goes on in the ordinary layout."
 
 
-def _try_shared(trial: "_Trial") -> str | None:
-    """Try shared rows with attention in pieces, then with a mask; return why neither does, or None."""
-    costs = trial.batches.costs
+def _try_shared(trial: "_Trial", collator: PreferenceCollator) -> tuple[PreferenceCollator, str | None]:
+    """Try shared rows with attention in pieces, then with a mask; return the collator, and why neither does or None."""
     if attend_in_pieces(trial.models, True):
-        trial.batches.costs = Costs()  # nothing is paid for what is not seen: one row for all, without padding
-        if trial.of("shared") is None:
-            return None
+        # Nothing is paid for what is not seen: one row for all, without padding.
+        in_pieces = replace(collator, shared=True, costs=Costs())
+        if trial.difference(in_pieces) is None:
+            return in_pieces, None
     attend_in_pieces(trial.models, False)
-    trial.batches.costs = costs
-    return trial.of("shared")
+    masked = replace(collator, shared=True)
+    reason = trial.difference(masked)
+    return (collator, reason) if reason else (masked, None)
 
 
 class _Trial:
     """A small batch in the plain way, to compare other ways with."""
 
-    def __init__(self, models: Sequence[nn.Module], batches: PreferenceCollator, sample: Sequence[Batch]):
-        self.models, self.batches, self.sample = models, batches, sample
-        self.plain = [_logps(model, batches, sample) for model in models]
+    def __init__(self, models: Sequence[nn.Module], collator: PreferenceCollator, sample: Sequence[Batch]):
+        self.models, self.sample = models, sample
+        self.plain = [_logps(model, collator, sample) for model in models]
 
-    def of(self, kind: str) -> str | None:
-        """Switch the collator's `kind` on; switch it off again and return why if it gives anything else."""
-        setattr(self.batches, kind, True)
+    def difference(self, collator: PreferenceCollator) -> str | None:
+        """Return why batches of `collator` cannot be used: the models stop, or give anything else; None if they can."""
         try:
-            fast = [_logps(model, self.batches, self.sample) for model in self.models]
+            fast = [_logps(model, collator, self.sample) for model in self.models]
             if all(_same(*item) for item in zip(self.models, self.plain, fast, strict=True)):
                 return None
-            reason = "the model gives other log-probabilities then"
+            return "the model gives other log-probabilities then"
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            reason = f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        setattr(self.batches, kind, False)
-        return reason
+            return f"the model stops with {type(error).__name__}: {str(error).splitlines()[0][:200]}"

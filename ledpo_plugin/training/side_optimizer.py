@@ -5,7 +5,7 @@ policy (GaLore, Muon, 8-bit) would not fit them. Gradients are averaged over ran
 policy's clipping is what it would be without them) and stepped just before the policy's optimizer steps.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,14 +36,32 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 class SideOptimizer:
     """Steps some parameters at a multiple of the policy's learning rate; saved and restored to the bit."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr_ratio: float, max_grad_norm: float, trainer: Any):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr_ratio: float,
+        max_grad_norm: float,
+        accelerator: Any,
+        learning_rate: Callable[[], float],
+    ):
+        """Set up the optimizer.
+
+        Args:
+            parameters: those that take a gradient are stepped.
+            lr_ratio: their learning rate, as a multiple of the policy's.
+            max_grad_norm: their gradient's largest norm; 0 or below: any.
+            accelerator: of the run, for the scale of its gradients under fp16.
+            learning_rate: returns the policy's learning rate of the step that is due.
+        """
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.lr_ratio, self.max_grad_norm, self.trainer = lr_ratio, max_grad_norm, trainer
+        self.lr_ratio, self.max_grad_norm = lr_ratio, max_grad_norm
+        self.accelerator, self.learning_rate = accelerator, learning_rate
         self.adam = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=0.0, eps=EPSILON)
 
     def step(self) -> Tensor:
         """Average, unscale, clip and apply the gradients, then clear them; return their norm before clipping."""
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        scaler = getattr(self.accelerator, "scaler", None)
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters])
         flat = mean_over_ranks(flat / scale if scale != 1.0 else flat)
@@ -53,7 +71,7 @@ class SideOptimizer:
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit).detach()
         for group in self.adam.param_groups:
-            group["lr"] = self.lr_ratio * self.trainer._get_learning_rate()
+            group["lr"] = self.lr_ratio * self.learning_rate()
         # Under fp16 the policy's step is skipped when gradients overflow; so is this one.
         if scale == 1.0 or bool(torch.isfinite(flat).all()):
             self.adam.step()

@@ -1,55 +1,35 @@
-"""The trainers: they run the passes, ask the strategy for beta, the loss for its values, and wire both to the host."""
+"""The trainers: they wire passes, beta strategy and loss to the host's training loop, its logs and its checkpoints."""
 
-import math
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
-from ledpo_plugin.betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
-from ledpo_plugin.data.mixture import SFT, Mixed, MixtureBatches
+from ledpo_plugin.betas import BetaStrategy
+from ledpo_plugin.data.mixture import SFT, Mixed
 from ledpo_plugin.data.token_rows import is_streamed
-from ledpo_plugin.host.contract import host_api
 from ledpo_plugin.host.distributed import prepare_reference
-from ledpo_plugin.hparams import LEARNED_MODES
-from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps
-from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode, keep_weights
-from ledpo_plugin.modeling.forward import Mixture, RowOutput, forward_rows, kinds_of_tokens, predictions
+from ledpo_plugin.modeling.evaluation_mode import keep_weights
 from ledpo_plugin.modeling.fused_lora import fuse_if_same
 from ledpo_plugin.modeling.head_file import load_head, save_head
-from ledpo_plugin.modeling.logit_positions import PREFIX
-from ledpo_plugin.reference.adapter import reference_at_work
 from ledpo_plugin.reference.cache import ReferenceCache
-from ledpo_plugin.reference.caching import ROW, SET, CacheKeeper, to_output, to_values
+from ledpo_plugin.reference.caching import CacheKeeper
+from ledpo_plugin.reference.filling import fill_in_batches
+from ledpo_plugin.reference.model import ReferenceModel
 
 from .beta_training import BetaTraining
 from .collator import enable_fast_paths
-from .metrics import pair_metrics, unpaired_metrics
-from .side_optimizer import mean_over_ranks
+from .columns import ColumnLog, FiniteLosses, mixture_metrics, without_nan
+from .host_trainer import HostTrainer, without_dropout
+from .loaders import mixture_loader
+from .objectives import Objective, PairObjective, UnpairedObjective
+from .passes import Passes
 from .usage import Cost, Usage
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss of some example became NaN or infinite."""
-
-
-def _split(rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return the chosen and the rejected half of a `[2B]` tensor."""
-    return (None, None) if rows is None else tuple(rows.chunk(2))
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def weights_are_elsewhere() -> bool:
@@ -57,19 +37,10 @@ def weights_are_elsewhere() -> bool:
     return is_deepspeed_zero3_enabled() or is_fsdp_enabled()
 
 
-def _read_streams_everywhere(options: Mapping[str, Any]) -> None:
-    """Have every process read streamed data itself: batches sent from the first one are cut, and pixels with them."""
-    sets = [options.get("train_dataset"), options.get("eval_dataset")]
-    sets = [part for data in sets if data is not None for part in (data.values() if isinstance(data, dict) else [data])]
-    config = options["args"].accelerator_config
-    if any(map(is_streamed, sets)) and config.dispatch_batches is None:
-        config.dispatch_batches = False
+class PreferenceTrainer(HostTrainer):
+    """What training on pairs and on single answers have in common; `objective_type` says what a batch's loss is."""
 
-
-class PreferenceTrainer(Trainer):
-    """What training on pairs and on single answers have in common; subclasses say what a batch's loss is."""
-
-    summarise = staticmethod(pair_metrics)
+    objective_type: type[Objective] = Objective
 
     def __init__(
         self,
@@ -82,29 +53,23 @@ class PreferenceTrainer(Trainer):
         caches: Sequence[ReferenceCache] = (),
         tokenizer: Any,
         processor: Any = None,
+        reference_type: Callable[..., ReferenceModel] = ReferenceModel,
         **kwargs: Any,
     ):
-        _without_dropout(model)
-        if ref_model is not None:
-            _without_dropout(ref_model)
-        self.finetuning_args = finetuning_args
-        self.loss = LOSSES[finetuning_args.pref_loss]
+        without_dropout(model, ref_model)
         self.head_config = head_config
         self.caches = list(caches)
-        self._columns: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        self.columns = ColumnLog()
+        self.finite_losses = FiniteLosses()
         self.evaluated: dict[str, dict[str, Tensor]] = {}  # prefix -> the last evaluation's columns, one row an example
-        self._nonfinite: Tensor | None = None
-        self._counting = False
-        _read_streams_everywhere(kwargs)
-        super().__init__(model=model, processing_class=tokenizer, **kwargs)
+        super().__init__(model=model, finetuning_args=finetuning_args, processing_class=tokenizer, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples, as in the host's own stages
         self.args.logging_nan_inf_filter = False  # it would hide a NaN behind the average of earlier losses
         self.strategy = strategy.to(self.args.device)
         self.beta_training = BetaTraining(
             self.strategy,
-            lr_ratio=finetuning_args.beta_lr_ratio,
-            max_grad_norm=self.args.max_grad_norm,
-            trainer=self,
+            self.side_optimizer(self.strategy.parameters(), lr_ratio=finetuning_args.beta_lr_ratio),
+            device=self.args.device,
         )
         self.add_callback(self.beta_training)
         self.usage = Usage(
@@ -113,17 +78,32 @@ class PreferenceTrainer(Trainer):
             flops=finetuning_args.budget_flops,
         )
         self.add_callback(self.usage)
-        self.ref_model = None if ref_model is None else prepare_reference(self, ref_model)
-        if processor is not None:
-            self.add_callback(host_api().SaveProcessorCallback(processor))
-        if finetuning_args.use_badam:
-            self._use_badam()
-        self._log = host_api().logging.get_logger("llamafactory.ledpo").info_rank0
+        self.reference = reference_type(
+            None if ref_model is None else prepare_reference(self, ref_model),
+            adapter=finetuning_args.reference_adapter,
+            unwrap=self.accelerator.unwrap_model,
+        )
+        self.passes = Passes(
+            args=finetuning_args,
+            strategy=self.strategy,
+            reference=self.reference,
+            caches=self.caches,
+            usage=self.usage,
+        )
+        self.preference_loss = self.objective_type(
+            args=finetuning_args,
+            strategy=self.strategy,
+            passes=self.passes,
+            reward_mean=self.beta_training.reward_mean,
+            accelerator=self.accelerator,
+        )
+        self.add_host_callbacks(processor)
         if self.caches:
             self.add_callback(CacheKeeper(self.caches, self._log))
-            self.data_collator.whole_caches_only = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            whole_only = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            self.data_collator = replace(self.data_collator, whole_caches_only=whole_only)
         self._fuse_lora()
-        self._decide_layout()
+        self._choose_layout()
 
     def _fuse_lora(self) -> None:
         """Replace PEFT's LoRA layers by faster ones where the model is whole and in one place on each rank."""
@@ -136,119 +116,24 @@ class PreferenceTrainer(Trainer):
         if note:
             self._log(note)
 
-    def _decide_layout(self) -> None:
-        """Nothing to decide; pairs may be laid out faster."""
+    def _choose_layout(self) -> None:
+        """Nothing to choose; pairs may be laid out faster."""
 
-    def _use_badam(self) -> None:
-        from types import MethodType
-
-        from badam import BAdamCallback, clip_grad_norm_old_version
-
-        self.accelerator.clip_grad_norm_ = MethodType(clip_grad_norm_old_version, self.accelerator)
-        self.add_callback(BAdamCallback)
-
-    # ---- the host's own ways with optimizers, schedules and order of the data
-
-    def create_optimizer(self, *args, **kwargs):
-        if self.optimizer is None:
-            self.optimizer = host_api().create_custom_optimizer(self.model, self.args, self.finetuning_args)
-        return super().create_optimizer(*args, **kwargs)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        host_api().create_custom_scheduler(self.args, num_training_steps, optimizer)
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _get_train_sampler(self, *args, **kwargs):
-        if self.finetuning_args.disable_shuffling:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-        return super()._get_train_sampler(*args, **kwargs)
+    # ---- data
 
     def get_train_dataloader(self):
         if not isinstance(self.train_dataset, Mixed):
             return super().get_train_dataloader()
-        args, own = self.args, self.finetuning_args
-        data = self.train_dataset
-        batches = MixtureBatches(
-            data,
-            ratio=own.sft_ratio,
-            batch_size=args.per_device_train_batch_size,
-            batches_a_step=args.gradient_accumulation_steps * args.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffled=not own.disable_shuffling,
-            tokens=data.lengths() if own.sft_ratio_by == "tokens" else None,
+        return self.accelerator.prepare(
+            mixture_loader(self.train_dataset, self.data_collator, self.args, self.finetuning_args)
         )
-        data.batches = batches
-        loader = torch.utils.data.DataLoader(
-            data,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
 
-    # ---- passes
-
-    def _needs_reference(self) -> bool:
-        return self.loss.needs_reference or self.strategy.needs_reference
-
-    def _policy_rows(
-        self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str], mixture: Mixture | None = None
-    ) -> RowOutput:
-        if self._counting:
-            self.usage.policy(batch, predictions(batch))
-        with torch.no_grad() if self.finetuning_args.freeze_policy else nullcontext():
-            return forward_rows(model, batch, wants=wants, ld_alpha=self.finetuning_args.ld_alpha, mixture=mixture)
-
-    def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str]) -> RowOutput:
-        """Return what the reference says: from the cache, or by a pass that is then put into it.
-
-        The reference is a model of its own, or the policy with its adapter switched off or its frozen copy at work.
-        What it says depends on the cache's key alone, so nothing random acts in it, whatever acts in the policy.
-        `ld_alpha` weighs the policy's side alone, as in LLaMA-Factory and in TRL up to 0.28: margins are then not 0
-        where policy and reference are one.
-        """
-        cached = to_output(batch)
-        if self._counting:
-            self.usage.forward_only(batch, predictions(batch), ran=cached is None)
-        if cached is not None:
-            return cached
-        with torch.no_grad(), self._reference(model) as reference:
-            output = forward_rows(reference, batch, wants=wants)
-        if ROW in batch:
-            cache = self.caches[batch[SET]]
-            cache.put(batch[ROW], to_values(output, batch[ROW].shape[0]))
-        return output
-
-    @contextmanager
-    def _reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Give the reference, in evaluation mode; afterwards the policy is as it was."""
-        if self.ref_model is not None:
-            with in_evaluation_mode(self.ref_model):
-                yield self.ref_model
-            return
-        inner = self.accelerator.unwrap_model(model)
-        # DDP's forward waits for all ranks, and not all need a pass where a cache is partly filled.
-        through = inner if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        at_work = reference_at_work(inner, self.finetuning_args.reference_adapter)
-        with at_work, in_evaluation_mode(through):
-            yield through
-
-    def _wants(self, source: str) -> frozenset[str]:
-        """Return what a pass of `source` ("policy" or "reference") must give besides log-probabilities."""
-        needs = self.strategy.needs
-        wants = needs & {"hidden", "prompt_nll"} if source == self.finetuning_args.beta_head_source else set()
-        if source == "reference" and "reference_entropy" in needs:
-            wants = wants | {"entropy"}
-        if source == "reference" and "epsilon_step" in needs:
-            wants = wants | {"logits"}
-        return frozenset(wants)
+    # ---- the reference's caches
 
     def fill_caches(self) -> list[str]:
         """Fill the caches with what the reference says of every row; return a sentence per data set.
 
-        It runs over whole batches of per_device_eval_batch_size rows in their order, also where only some of a batch
-        are missing, so that a row's value does not depend on what was there. Processes share the batches.
+        It runs over whole batches of per_device_eval_batch_size rows, see `fill_in_batches`.
 
         Raises:
             ValueError: something is missing and the model is not whole and in place before training.
@@ -267,93 +152,37 @@ class PreferenceTrainer(Trainer):
         sets = [train] if train is not None else []
         evaluated = self.eval_dataset if self.eval_dataset is not None else {}
         sets += list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
-        notes = []
-        for cache, data in zip(self.caches, sets, strict=True):
-            before = int(cache.filled.sum())
-            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-            self._fill(cache, data, self._missing_batches(cache)[rank::processes])
-            if processes > 1:
-                self.accelerator.wait_for_everyone()
-                cache.refresh()
-                self._fill(cache, data, self._missing_batches(cache))  # what others wrote to a disk of their own
-            added = int(cache.filled.sum()) - before
-            notes.append(f"{added} of {cache.rows} pairs added, {int(cache.filled.sum())} in {cache.folder}")
-        return notes
+        return fill_in_batches(
+            self.caches,
+            sets,
+            self._cache_reference,
+            batch_size=self.args.per_device_eval_batch_size,
+            accelerator=self.accelerator,
+            quiet=not self.is_world_process_zero(),
+        )
 
-    def _missing_batches(self, cache: ReferenceCache) -> list[range]:
-        """Return the batches, among the fixed ones that all rows are cut into, of which a row is missing."""
-        size = self.args.per_device_eval_batch_size
-        batches = (range(start, min(start + size, cache.rows)) for start in range(0, cache.rows, size))
-        return [rows for rows in batches if not bool(cache.filled[rows.start : rows.stop].all())]
-
-    def _fill(self, cache: ReferenceCache, data: Any, batches: list[range]) -> None:
-        title = f"reference of {cache.rows} pairs"
-        quiet = not batches or not self.is_world_process_zero()
-        for number, rows in enumerate(tqdm(batches, desc=title, unit="batch", disable=quiet)):
-            batch = self._prepare_inputs(self.data_collator([data[row] for row in rows]))
-            with self.compute_loss_context_manager():
-                self._reference_rows(self.model, batch, self._wants("reference"))
-            cache.collect()
-            if number % 100 == 99:
-                cache.save()
-        cache.save()
+    def _cache_reference(self, rows: list[dict[str, Any]]) -> None:
+        batch = self.on_device(self.data_collator(rows))
+        with self.compute_loss_context_manager():
+            self.passes.reference_rows(self.model, batch, counted=False)
 
     # ---- loss
-
-    def _loss_options(self) -> dict[str, Any]:
-        args = self.finetuning_args
-        options = {keyword: getattr(args, key) for keyword, key in self.loss.options.items()}
-        if "gamma_beta_ratio" in options:
-            options["gamma_beta_ratio"] = args.simpo_gamma / args.pref_beta
-        if self.loss.label_smoothing:
-            options["label_smoothing"] = args.dpo_label_smoothing
-        return options
-
-    def _at_bounds(self, beta: Tensor) -> Tensor:
-        """Return 1.0 where a learned beta is within 1 % of the width (in ln beta) of one of its bounds."""
-        args = self.finetuning_args
-        if args.beta_mode not in LEARNED_MODES:
-            return torch.zeros_like(beta)
-        low, high = math.log(args.beta_min), math.log(args.beta_max)
-        place = (beta.log() - low) / (high - low)
-        return ((place < 0.01) | (place > 0.99)).float()
-
-    def _mean_loss(self, losses: Tensor, beta: BetaOutput) -> Tensor:
-        if beta.weights is not None:
-            losses = losses * beta.weights
-        loss = losses.mean()
-        if beta.log_ratio is not None and self.finetuning_args.beta_penalty > 0:
-            loss = loss + self.finetuning_args.beta_penalty * beta.log_ratio.square().mean()
-        return loss
-
-    def batch_loss(self, model: nn.Module, batch: dict[str, Any], training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the batch's mean loss and one column of numbers per quantity to report."""
-        raise NotImplementedError
 
     def _loss_and_columns(self, model, inputs, training):
         batch = {key: value for key, value in inputs.items() if not key.startswith(SFT)}
         instructions = {key.removeprefix(SFT): value for key, value in inputs.items() if key.startswith(SFT)}
-        self._counting = training
-        loss, columns = self.batch_loss(model, batch, training)
-        bad = ~torch.isfinite(columns["losses"]).all()
+        loss, columns = self.preference_loss(model, batch, training)
+        finite = torch.isfinite(columns["losses"]).all()
         if training:
             self.usage.counts.examples += columns["losses"].shape[0]
         if instructions:
-            nll = self._instruction_nll(model, instructions)
+            nll = self.passes.instruction_nll(model, instructions)
             preferences = columns["losses"].shape[0]
             loss = (preferences * loss + nll.sum()) / (preferences + nll.shape[0])
-            bad = bad | ~torch.isfinite(nll).all()
-            self._columns["sft"].append({"nll": nll.detach().float()})
-        self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
+            finite = finite & torch.isfinite(nll).all()
+            self.columns.add("sft", {"nll": nll.detach().float()})
+        self.finite_losses.note(finite)
         return loss, {key: value.detach().float() for key, value in columns.items()}
-
-    def _instruction_nll(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """Return the mean NLL per token `[n]` of each instruction's answer."""
-        self.usage.policy(batch, predictions(batch))
-        self.usage.counts.sft_tokens += batch["input_ids"].numel()
-        self.usage.counts.sft_examples += batch["input_ids"].shape[0]
-        output = forward_rows(model, batch)
-        return -output.logps / output.lengths
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, columns = self._loss_and_columns(model, inputs, training=True)
@@ -363,7 +192,7 @@ class PreferenceTrainer(Trainer):
                 "reference, so beta has nothing to learn from. Start from a trained adapter (adapter_name_or_path) "
                 "or name a different ref_model."
             )
-        self._columns["train"].append(columns)
+        self.columns.add("train", columns)
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -375,80 +204,43 @@ class PreferenceTrainer(Trainer):
         matrix = torch.stack([columns[name] for name in names], dim=1)
         # Drops the rows that the loader repeats to give every rank the same number of batches.
         matrix = self.accelerator.gather_for_metrics(matrix)
-        self._columns["eval"].append(dict(zip(names, matrix.unbind(1), strict=True)))
+        self.columns.add("eval", dict(zip(names, matrix.unbind(1), strict=True)))
         return loss.detach(), None, None
 
     # ---- reporting
 
-    def _take(self, split: str) -> dict[str, Tensor]:
-        parts = self._columns.pop(split, [])
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
-
-    def _gathered(self, split: str) -> dict[str, Tensor]:
-        columns = self._take(split)
-        if not columns or self.accelerator.num_processes == 1:
-            return columns
-        names = sorted(columns)
-        matrix = torch.stack([torch.ones_like(columns[names[0]]), *(columns[name] for name in names)], dim=1)
-        matrix = self.accelerator.gather(self.accelerator.pad_across_processes(matrix, dim=0))
-        matrix = matrix[matrix[:, 0] == 1]  # ranks may have seen different numbers of examples
-        return dict(zip(names, matrix[:, 1:].unbind(1), strict=True))
-
-    def _summary(self, columns: dict[str, Tensor]) -> dict[str, float]:
-        return self._known(self.summarise(columns))
-
-    @staticmethod
-    def _known(metrics: dict[str, float]) -> dict[str, float]:
-        return {key: value for key, value in metrics.items() if value == value}  # nan: nothing to say
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
             self._require_finite()
-            columns = self._gathered("train")
+            columns = self.columns.take_gathered("train", self.accelerator)
             if columns:
-                logs |= self._summary(columns)
+                logs |= without_nan(self.preference_loss.summarise(columns))
             if isinstance(self.train_dataset, Mixed):
-                logs |= self._of_mixture(columns, self._gathered("sft"))
+                logs |= mixture_metrics(columns, self.columns.take_gathered("sft", self.accelerator))
             logs |= self.usage.logged()
-            if self.beta_training.grad_norms:
-                logs["beta/head_grad_norm"] = torch.stack(self.beta_training.grad_norms).mean().item()
-                self.beta_training.grad_norms.clear()
+            logs |= self.beta_training.take_metrics()
         super().log(logs, *args, **kwargs)
 
-    @staticmethod
-    def _of_mixture(preferences: dict[str, Tensor], instructions: dict[str, Tensor]) -> dict[str, float]:
-        """Return both losses apart, and the share of instructions among the examples since the last log."""
-        count = instructions["nll"].shape[0] if instructions else 0
-        logs = {"sft_share": count / (count + preferences["losses"].shape[0])} if preferences else {}
-        if preferences:
-            logs["preference_loss"] = preferences["losses"].mean().item()
-        if count:
-            logs["sft_nll"] = instructions["nll"].mean().item()
-        return logs
-
     def evaluation_loop(self, *args, **kwargs):
-        self._columns.pop("eval", None)
+        self.columns.take("eval")  # of an evaluation that was broken off
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._require_finite()
-        columns = self._take("eval")
+        columns = self.columns.take("eval")
         self.evaluated[prefix] = columns
         if columns:
             # The mean over examples; the host's own is over batches, of which the last is smaller than the others.
             output.metrics[f"{prefix}_loss"] = columns["losses"].mean().item()
-            output.metrics.update({f"{prefix}_{key}": value for key, value in self._summary(columns).items()})
+            metrics = without_nan(self.preference_loss.summarise(columns))
+            output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
         return output
 
     def _require_finite(self) -> None:
         """Stop on a NaN or infinite loss; asked at each log, evaluation and save, not at each step (a device sync)."""
-        if self._nonfinite is not None and bool(self._nonfinite):
-            raise NonFiniteLoss(
-                f"The loss of some example became NaN or infinite at or before step {self.state.global_step} "
-                f"(pref_loss {self.loss.name}, beta_mode {self.finetuning_args.beta_mode}). Checkpoints saved before "
-                "that are good. Lower learning_rate or beta_lr_ratio, check that the model's own weights are finite, "
-                "and set logging_steps: 1 to find the step."
-            )
-        self._nonfinite = None
+        args = self.finetuning_args
+        self.finite_losses.require(
+            step=self.state.global_step, settings=f"pref_loss {args.pref_loss}, beta_mode {args.beta_mode}"
+        )
 
     # ---- state
 
@@ -479,9 +271,11 @@ class PreferenceTrainer(Trainer):
 
 
 class PairTrainer(PreferenceTrainer):
-    """Trains on pairs: results come as `[chosen; rejected]`."""
+    """Trains on pairs."""
 
-    def _decide_layout(self) -> None:
+    objective_type = PairObjective
+
+    def _choose_layout(self) -> None:
         args, log = self.finetuning_args, self._log
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         data = next(iter(data.values())) if isinstance(data, dict) else data
@@ -490,169 +284,17 @@ class PairTrainer(PreferenceTrainer):
         if weights_are_elsewhere():
             log("Logits at response positions only, shared prompts: not used, as the weights are not whole to try it.")
             return
-        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        separate = self.reference.separate
+        models = [self.model] if separate is None else [self.model, separate]
         sample = [data[i] for i in range(min(2, len(data)))]
-        for note in enable_fast_paths(
+        self.data_collator, notes = enable_fast_paths(
             models, self.data_collator, sample, planned=True, shared=not args.disable_shared_prompt
-        ):
+        )
+        for note in notes:
             log(note)
-
-    def batch_loss(self, model, batch, training):
-        reference, mixture = None, None
-        if self._needs_reference():
-            reference = self._reference_rows(model, batch, self._wants("reference"))
-        if "epsilon_step" in self.strategy.needs:
-            mixture = Mixture(reference.logits, self.finetuning_args.epsilon_dpo_epsilon)
-        policy = self._policy_rows(model, batch, self._wants("policy"), mixture)
-        logps = self._pair_logps(policy, reference)
-        with torch.no_grad():
-            features = self._features(logps, policy, reference, training)
-        beta = self.strategy(features)
-        output = self.loss.function(logps, beta.beta, **self._loss_options(), **self._delta(logps, beta, training))
-        losses = self._with_bco(output.losses, logps, beta, training)
-        nll = -logps.policy_chosen / logps.chosen_length
-        if self.finetuning_args.pref_ftx > 0:
-            losses = losses + self.finetuning_args.pref_ftx * nll
-        columns = {
-            "losses": losses,
-            "margin": self._beta_free_margin(logps),
-            "beta": beta.beta,
-            "at_bounds": self._at_bounds(beta.beta),
-            "chosen_rewards": output.chosen_rewards,
-            "rejected_rewards": output.rejected_rewards,
-            "chosen_logps": logps.policy_chosen,
-            "rejected_logps": logps.policy_rejected,
-            "chosen_length": logps.chosen_length,
-            "rejected_length": logps.rejected_length,
-        }
-        if self.finetuning_args.pref_ftx > 0 or self.loss.sft_term:
-            columns["nll"] = nll
-        return self._mean_loss(losses, beta), columns
-
-    def _pair_logps(self, policy: RowOutput, reference: RowOutput | None) -> PairLogps:
-        keep = reference is not None and self.loss.needs_reference
-        return PairLogps(
-            *_split(policy.logps), *_split(reference.logps if keep else None), *_split(policy.lengths.float())
-        )
-
-    def _beta_free_margin(self, logps: PairLogps) -> Tensor:
-        """Return the margin `[B]` in the units of the loss: per token where the loss is length-normalised."""
-        chosen, rejected = logps.policy_chosen.detach(), logps.policy_rejected.detach()
-        if logps.reference_chosen is not None:
-            chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected
-        if self.loss.length_normalised:
-            chosen, rejected = chosen / logps.chosen_length, rejected / logps.rejected_length
-        return chosen - rejected
-
-    def _features(
-        self, logps: PairLogps, policy: RowOutput, reference: RowOutput | None, training: bool
-    ) -> BetaFeatures:
-        needs = self.strategy.needs
-        source = reference if self.finetuning_args.beta_head_source == "reference" else policy
-        size = logps.policy_chosen.shape[0]
-        entropy = None
-        if "reference_entropy" in needs:
-            entropy = torch.stack(_split(reference.entropy)).mean(0)
-        return BetaFeatures(
-            size=size,
-            # The prompt is the same in both halves and the model is causal: the chosen half's rows serve.
-            hidden=source.hidden[:size] if "hidden" in needs else None,
-            prompt_nll=source.prompt_nll[:size] if "prompt_nll" in needs else None,
-            margin=self._beta_free_margin(logps) if "margin" in needs else None,
-            reference_entropy=entropy,
-            epsilon_step=self._epsilon_step(policy) if "epsilon_step" in needs else None,
-            gather=self.accelerator.gather,
-            rank=self.accelerator.process_index,
-            training=training,
-        )
-
-    @staticmethod
-    def _epsilon_step(policy: RowOutput) -> Tensor:
-        """Return epsilon-DPO's step `[B]` in {-1, 0, 1}."""
-        up, now, down = (
-            chosen - rejected
-            for chosen, rejected in map(_split, (policy.mixtures[0], policy.logps, policy.mixtures[1]))
-        )
-        return epsilon_steps(up, now.detach(), down)
-
-    def _delta(self, logps: PairLogps, beta: BetaOutput, training: bool) -> dict[str, Tensor]:
-        return {"delta": self._reward_mean(logps, beta, training)} if self.loss.running_reward_mean else {}
-
-    def _reward_mean(self, logps: PairLogps, beta: BetaOutput, training: bool) -> Tensor:
-        running = self.beta_training.reward_mean
-        if not training:
-            return running.mean
-        ratios = torch.cat(
-            [logps.policy_chosen - logps.reference_chosen, logps.policy_rejected - logps.reference_rejected]
-        )
-        return running.update((beta.beta.repeat(2) * ratios).mean())
-
-    def _with_bco(self, losses: Tensor, logps: PairLogps, beta: BetaOutput, training: bool) -> Tensor:
-        """Mix in BCO's loss as LLaMA-Factory's `pref_bco_weight` does: (L + w * L_bco) / (1 + w)."""
-        weight = self.finetuning_args.pref_bco_weight
-        if weight == 0:
-            return losses
-        delta = self._reward_mean(logps, beta, training)
-        bco = LOSSES["bco_pair"].function(logps, beta.beta, delta=delta).losses
-        return (losses + weight * bco) / (1.0 + weight)
 
 
 class UnpairedTrainer(PreferenceTrainer):
-    """Trains on single answers marked good or bad (KTO), with the KL term of mismatched answers."""
+    """Trains on single answers marked good or bad (KTO)."""
 
-    summarise = staticmethod(unpaired_metrics)
-
-    def batch_loss(self, model, batch, training):
-        desirable = batch.pop("kto_tags")
-        mismatched = self._mismatched(batch)
-        own = {key: value for key, value in batch.items() if not key.startswith("kl_")}
-        policy = self._policy_rows(model, own, self._wants("policy"))
-        reference = self._reference_rows(model, own, self._wants("reference"))
-        with torch.no_grad():
-            if self._counting:
-                self.usage.forward_only(mismatched, predictions(mismatched), ran=True)
-            policy_kl = forward_rows(model, mismatched).logps
-            kl = (policy_kl - self._reference_rows(model, mismatched, frozenset()).logps).mean()
-            kl = mean_over_ranks(kl)
-        logps = UnpairedLogps(policy.logps, reference.logps, desirable, kl)
-        source = reference if self.finetuning_args.beta_head_source == "reference" else policy
-        beta = self.strategy(
-            BetaFeatures(
-                size=desirable.shape[0],
-                hidden=source.hidden,
-                prompt_nll=source.prompt_nll,
-                gather=self.accelerator.gather,
-                rank=self.accelerator.process_index,
-                training=training,
-            )
-        )
-        output = self.loss.function(logps, beta.beta, **self._loss_options())
-        losses, extra = output.losses, {}
-        if self.finetuning_args.pref_ftx > 0:
-            nll = -policy.logps / policy.lengths
-            losses = losses + self.finetuning_args.pref_ftx * nll * desirable
-            extra["nll"] = nll
-        sign = torch.where(desirable, 1.0, -1.0)
-        zero_point = kl.clamp(min=0)
-        columns = {
-            "losses": losses,
-            "margin": sign * ((policy.logps - reference.logps).detach() - zero_point),
-            "beta": beta.beta,
-            "at_bounds": self._at_bounds(beta.beta),
-            "rewards": output.chosen_rewards,
-            "logps": policy.logps,
-            "desirable": desirable.float(),
-            "kl": zero_point.expand(desirable.shape[0]),
-            **extra,
-        }
-        return self._mean_loss(losses, beta), columns
-
-    def _mismatched(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the batch of the same prompts with their neighbours' answers; images and the like are shared."""
-        rows = {"input_ids", "attention_mask", "labels", "token_type_ids", "cross_attention_mask"}
-        rows |= {"position_ids", "rope_deltas"}  # of the answers' own lengths; the model makes them anew
-        shared = {k: v for k, v in batch.items() if not k.startswith(("kl_", PREFIX)) and k not in rows}
-        found = shared | {key.removeprefix("kl_"): value for key, value in batch.items() if key.startswith("kl_")}
-        if "position_ids" in batch:
-            found |= kinds_of_tokens(self.accelerator.unwrap_model(self.model), found["input_ids"])
-        return found
+    objective_type = UnpairedObjective

@@ -146,7 +146,7 @@ def test_cache_fills_what_training_then_uses(tiny, tmp_path, monkeypatch, capsys
     assert main(["cache", path]) == 0
     assert "0 of 48 pairs added" in capsys.readouterr().out
     passes = []
-    monkeypatch.setattr("ledpo_plugin.training.trainer.to_values", lambda *a: passes.append(1))
+    monkeypatch.setattr("ledpo_plugin.training.passes.to_values", lambda *a: passes.append(1))
     cached = train(recipe)
     assert passes == []
     anew = train(recipe | {"output_dir": str(tmp_path / "anew"), "disable_reference_cache": True})

@@ -120,7 +120,7 @@ def test_positions_made_anew_are_those_of_the_collator(seeing, tmp_path):
     for batch in list(trainer.get_train_dataloader())[:3]:
         own = {key: value for key, value in batch.items() if not key.startswith("kl_") and key != "kto_tags"}
         same = own | {f"kl_{key}": own[key] for key in ("input_ids", "attention_mask", "labels")}
-        again = trainer._mismatched(same)
+        again = trainer.preference_loss.mismatched(trainer.model, same)
         assert "position_ids" not in again
         assert (again["mm_token_type_ids"] == 1).any()
         with torch.no_grad():

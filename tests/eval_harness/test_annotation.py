@@ -27,7 +27,7 @@ from eval_harness.annotation.problems import AnnotationError
 from eval_harness.annotation.store import Store
 from eval_harness.annotation.study import Refused, Stale, open_study
 from eval_harness.annotation.tally import counted, gaps, tallies, tally_text
-from eval_harness.annotation.verdicts import Verdict, undo_event
+from eval_harness.annotation.verdicts import Judgement, undo_event
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = (
@@ -198,7 +198,7 @@ def test_order_and_sides_are_shuffled_balanced_and_reproducible(tmp_path):
 
 
 def verdict(annotator="ann", item="i1", winner="a", **changes) -> dict:
-    return {**Verdict(annotator, item, winner, "a", 1.5, TIME).event(), **changes}
+    return {**Judgement(annotator, item, winner, "a", 1.5, TIME).event(), **changes}
 
 
 def test_log_is_replayed_with_undo_and_by_several_stores(tmp_path):

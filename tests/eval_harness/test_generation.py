@@ -21,7 +21,7 @@ from eval_harness.generation import DecodingError, generate, load, read_decoding
 from eval_harness.generation.decoding import adapted
 from eval_harness.generation.warping import Filters, Penalty
 from ledpo_plugin.cli import main
-from ledpo_plugin.modeling.generate import Draw, row_seed
+from ledpo_plugin.modeling.generate import GumbelNoise, row_seed
 from ledpo_plugin.modeling.inference import beta_of_prompts
 
 PROMPTS = [
@@ -175,7 +175,7 @@ def test_padding_is_not_penalised():
 
 def test_draws_have_the_distribution_of_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    draw = Draw([row_seed(3, "x")])
+    draw = GumbelNoise([row_seed(3, "x")])
     n = 20_000
     counts = torch.zeros(4)
     for _ in range(n):
@@ -183,7 +183,7 @@ def test_draws_have_the_distribution_of_the_softmax():
     wanted = logits.softmax(1)[0]
     apart = (counts / n - wanted).abs() / (wanted * (1 - wanted) / n).sqrt()
     assert float(apart.max()) < 4  # standard errors
-    assert not torch.isneginf(Draw([1])(None, torch.full((1, 4), 0.0))).any()
+    assert not torch.isneginf(GumbelNoise([1])(None, torch.full((1, 4), 0.0))).any()
 
 
 # ---- a real run

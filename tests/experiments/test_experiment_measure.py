@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from ledpo_plugin.cli import main
 from ledpo_plugin.experiments.definition.metrics import known_metrics
 from ledpo_plugin.experiments.measuring import columns as measured
-from ledpo_plugin.experiments.measuring.evaluated_model import CheckpointError
 from ledpo_plugin.experiments.measuring.measure import Measured, base_key, measure_base, measure_run
+from ledpo_plugin.experiments.measuring.weights import CheckpointError
 from ledpo_plugin.modeling.generate import greedy
 
 EVALUATION = {

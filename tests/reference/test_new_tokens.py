@@ -12,7 +12,7 @@ from eval_harness.generation.loading import load
 from ledpo_plugin import workflow
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.cli import main
-from ledpo_plugin.experiments.measuring.evaluated_model import measuring_recipe
+from ledpo_plugin.experiments.measuring.loader import measuring_recipe
 from ledpo_plugin.host.arguments import recipe_keys
 from ledpo_plugin.modeling.forward import forward_rows
 from ledpo_plugin.modeling.inference import beta_of_prompts, pad_prompts
@@ -59,7 +59,7 @@ def test_beta_of_a_run_with_new_tokens_is_that_of_its_trainer(tiny, tmp_path, mo
         if policy:
             hidden = forward_rows(model, batch, wants=frozenset({"hidden"})).hidden
         else:
-            with trainers[0]._reference(model) as reference:
+            with trainers[0].reference.at_work(model) as reference:
                 hidden = forward_rows(reference, batch, wants=frozenset({"hidden"})).hidden
         wanted = trainers[0].strategy.eval()(BetaFeatures(size=1, hidden=hidden, training=False)).beta.item()
     near = {"rel": 2e-2 if "bf16" in changes else 1e-4}

@@ -98,7 +98,7 @@ def test_the_reference_is_base_and_sft_before_and_after_training(tiny, sft, tmp_
     assert (wanted - base).abs().max() > 0.01
 
     def reference():
-        with torch.no_grad(), trainer._reference(trainer.model) as model:
+        with torch.no_grad(), trainer.reference.at_work(trainer.model) as model:
             return model(input_ids=ids).logits
 
     torch.testing.assert_close(reference(), wanted, rtol=1e-4, atol=1e-5)

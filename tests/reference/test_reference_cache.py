@@ -299,7 +299,7 @@ def test_first_and_later_runs_equal_a_run_without_the_cache(tiny, tmp_path, monk
     first = train(tiny.recipe(tmp_path / "first", **common))
     passes = []
     original = caching.to_values
-    monkeypatch.setattr("ledpo_plugin.training.trainer.to_values", lambda *a: passes.append(1) or original(*a))
+    monkeypatch.setattr("ledpo_plugin.training.passes.to_values", lambda *a: passes.append(1) or original(*a))
     later = train(tiny.recipe(tmp_path / "later", **common))
     assert passes == []  # 12 steps are an epoch: everything was there
     for run in (first, later):

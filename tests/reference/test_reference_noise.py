@@ -20,7 +20,7 @@ from ledpo_plugin.host.contract import TUNER
 from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.reference import cache as reference_cache
 from ledpo_plugin.reference.cache import KEY, VALUES, ReferenceCache
-from ledpo_plugin.training.trainer import PreferenceTrainer
+from ledpo_plugin.training.passes import Passes
 from ledpo_plugin.workflow import build_trainer
 
 START = math.log(2)  # the loss of sigmoid at zero margin
@@ -132,17 +132,17 @@ def test_reference_passes_in_training_are_in_evaluation_mode_and_the_policy_s_ar
     tiny, tmp_path, monkeypatch, stage, tuning
 ):
     """Without a cache, too, and where the reference is a model of its own."""
-    modes, original = [], PreferenceTrainer._reference_rows
+    modes, original = [], Passes.reference_rows
 
-    def watched(self, model, batch, wants):
-        assert all(module.training for module in self.model.modules())
-        with self._reference(model) as reference:
+    def watched(self, model, batch, **options):
+        assert all(module.training for module in model.modules())
+        with self.reference.at_work(model) as reference:
             modes.append({module.training for module in reference.modules()})
-        result = original(self, model, batch, wants)
-        assert all(module.training for module in self.model.modules())
+        result = original(self, model, batch, **options)
+        assert all(module.training for module in model.modules())
         return result
 
-    monkeypatch.setattr(PreferenceTrainer, "_reference_rows", watched)
+    monkeypatch.setattr(Passes, "reference_rows", watched)
     common = {"disable_reference_cache": None if stage == "ledpo_kto" else True, "neftune_noise_alpha": 5.0}
     common |= {"lora_rank": None, "lora_target": None} if tuning == "full" else {}
     train(tiny.recipe(tmp_path / "run", stage=stage, finetuning_type=tuning, max_steps=2, **common))
@@ -157,9 +157,9 @@ def test_a_router_s_jitter_is_off_in_a_reference_pass(tiny, tmp_path):
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
-        policy = [trainer._policy_rows(trainer.model, batch, frozenset()).logps for _ in range(2)]
+        policy = [trainer.passes.policy_rows(trainer.model, batch, counted=False).logps for _ in range(2)]
     assert not torch.equal(*policy)  # so it is random in training
-    said = [trainer._reference_rows(trainer.model, batch, frozenset()).logps for _ in range(2)]
+    said = [trainer.passes.reference_rows(trainer.model, batch, counted=False).logps for _ in range(2)]
     assert torch.equal(*said)
     assert trainer.model.training
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from ledpo_plugin.modeling.head_file import HeadFileError
 from ledpo_plugin.modeling.logps import IGNORE
-from ledpo_plugin.rl.generate import Answer, Draw, Sampling, cut_behind_stop, generate, numbers_of
+from ledpo_plugin.rl.generate import Answer, InverseTransform, Sampling, cut_behind_stop, generate, numbers_of
 from ledpo_plugin.rl.rollout import Rollout, load_rollout, save_rollout
 from ledpo_plugin.rl.sampler import NO_ROW, PromptOrder, Schedule, Sizes, SlotBatches, rows_of_update
 from ledpo_plugin.rl.scores import answers_batch, score_answers
@@ -86,7 +86,7 @@ def test_a_draw_takes_each_token_as_often_as_its_probability():
     """Numbers evenly spread over [0, 1): of 4000 a token of probability p gets 4000 p, give or take one."""
     scores = torch.tensor([[0.3, -1.0, 2.0, float("-inf"), 0.0]]).expand(4000, 5)
     numbers = ((torch.arange(4000) + 0.5) / 4000).unsqueeze(1)
-    drawn = Draw(numbers, start=3)(torch.zeros(4000, 3, dtype=torch.long), scores).argmax(1)
+    drawn = InverseTransform(numbers, start=3)(torch.zeros(4000, 3, dtype=torch.long), scores).argmax(1)
     counts = torch.bincount(drawn, minlength=5)
     expected = torch.softmax(scores[0], 0) * 4000
     assert (counts - expected).abs().max() <= 1.5
@@ -96,7 +96,7 @@ def test_a_draw_takes_each_token_as_often_as_its_probability():
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_the_ends_of_the_numbers_draw_no_token_that_was_excluded(number):
     scores = torch.tensor([[float("-inf"), 1.0, 2.0, float("-inf")]])
-    drawn = Draw(torch.tensor([[number]]), start=0)(torch.zeros(1, 0, dtype=torch.long), scores).argmax(1)
+    drawn = InverseTransform(torch.tensor([[number]]), start=0)(torch.zeros(1, 0, dtype=torch.long), scores).argmax(1)
     assert drawn.item() in (1, 2)
 
 

@@ -75,7 +75,7 @@ def test_so_have_other_settings(tiny, tmp_path, changes):
 def test_each_part_can_be_turned_off(tiny, tmp_path, monkeypatch):
     """Counted where it happens: shared rows, planned positions and passes of the reference."""
     from ledpo_plugin.modeling import forward
-    from ledpo_plugin.training import collator, trainer
+    from ledpo_plugin.training import collator, passes
 
     counts: dict[str, int] = {}
 
@@ -91,7 +91,7 @@ def test_each_part_can_be_turned_off(tiny, tmp_path, monkeypatch):
     count(collator, "shared_batch")
     count(forward, "_planned")
     count(forward, "_plain")
-    count(trainer, "to_values")
+    count(passes, "to_values")
     monkeypatch.setenv("LEDPO_CACHE", str(tmp_path / "cache"))
     steps = {"max_steps": 12, "beta_mode": "head"}  # one epoch, so that the second run finds everything
     seen = {}
@@ -141,8 +141,9 @@ def test_a_model_that_answers_otherwise_is_trained_in_the_ordinary_layout(tiny, 
     decide = trainer.enable_fast_paths
 
     def noting(*args, **kwargs):
-        notes.extend(decide(*args, **kwargs))
-        return notes
+        chosen, why = decide(*args, **kwargs)
+        notes.extend(why)
+        return chosen, why
 
     monkeypatch.setattr(trainer, "enable_fast_paths", noting)
     _compare(tiny, tmp_path, beta_mode="fixed", learning_rate=1e-3, max_steps=4)

@@ -21,8 +21,10 @@ from ledpo_plugin.modeling.head_file import WEIGHTS
 from ledpo_plugin.recipes.check import is_plugin_recipe, resolve_recipe
 
 from .columns import merged
-from .evaluated_model import BATCH, CheckpointError, EvaluatedModel, building_keys
+from .evaluated_model import EvaluatedModel
+from .loader import BATCH, building_keys
 from .measurements import Part, parts_of
+from .weights import CheckpointError
 
 FORMAT = 1  # raise it when the way something is measured changes: base models are then measured anew
 COST = "cost.json"
@@ -102,7 +104,7 @@ def measure_run(
         with _subject(trained[0].recipe, evaluation, log, sources[0] if sources else None) as subject:
             write_json(measures / COST, asdict(subject.cost))
             for one, parts in missing.items():
-                subject.take(one.folder)
+                subject.weights.take(one.folder)
                 for part in parts:
                     _write(part, subject, places[one.step], log, f"step {one.step}", one.folder)
     found = {step: _Found(wanted[step], places[step], base) for step in wanted}
@@ -136,7 +138,7 @@ def measure_base(recipe: Mapping[str, Any], measures: Path, evaluation: Mapping[
         with _subject(recipe, evaluation, log, None) as subject:
             for part in missing:
                 # A reward model is an adapter of its own, and not to be switched off with the policy's.
-                with nullcontext() if part.kind == "scores" else subject.start():
+                with nullcontext() if part.kind == "scores" else subject.weights.start():
                     _write(part, subject, measures, log, "base", None)
     found = _Found(parts, measures, measures)
     return {

@@ -69,14 +69,14 @@ class Part:
             checkpoint: whose weights they are; None: those before training.
         """
         if self.kind == "generations":
-            rows = subject.generations(self.name, self.count, self.max_new_tokens)
+            rows = subject.sampler.generations(self.name, self.count, self.max_new_tokens)
             return {"count": self.count, "max_new_tokens": self.max_new_tokens, "rows": rows}
         if self.kind == "answers":
-            told = {"count": self.count, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
-            return {**told, "rows": subject.answers(self.name, **told)}
+            sizes = {"count": self.count, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+            return {**sizes, "rows": subject.sampler.answers(self.name, **sizes)}
         if self.kind == "scores":
             rows = read_json(folder / ANSWERS)["rows"]
-            scores = subject.scores(self.name, rows, self.scorer)
+            scores = subject.sampler.scores(self.name, rows, self.scorer)
             items = subject.items(self.name)[: len(rows)]
             return {
                 "role": self.role,
@@ -85,9 +85,10 @@ class Part:
                 "items": items,
                 "columns": {"score": scores},
             }
-        columns = subject.pairs(self.name) if self.kind == "pairs" else subject.instructions(self.name)
+        scorer = subject.scorer
+        columns = scorer.pairs(self.name) if self.kind == "pairs" else scorer.instructions(self.name)
         if "beta" in self.columns:
-            columns["beta"] = subject.betas(self.name, checkpoint)
+            columns["beta"] = scorer.betas(self.name, checkpoint)
         size, dropped = len(next(iter(columns.values()))), subject.dropped[self.name]
         return {"n": size, "dropped": dropped, "items": subject.items(self.name), "columns": columns}
 

@@ -39,13 +39,6 @@ def result_of(found: Collected, part: str, name: str = "all") -> dict[str, Any] 
     return result if isinstance(result, dict) else None
 
 
-def results_of(found: Collected, part: str) -> dict[str, dict[str, Any]]:
-    """Return the results of all parts of a kind, by name."""
-    paths = sorted((Path(found.folder) / FOLDER / part).glob(f"*/{RESULT}"))
-    read = {path.parent.name: read_json(path) for path in paths}
-    return {name: result for name, result in read.items() if isinstance(result, dict)}
-
-
 def labels_of(found: Collected, models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return model -> what it is called: `LEDPO, seed 2`."""
     return {
