@@ -12,11 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ledpo_plugin.betas import BETAS
 from ledpo_plugin.checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS, Check
 from ledpo_plugin.common.lookup import lookup
-from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, argument_fields
-from ledpo_plugin.losses import LOSSES, Loss
+from ledpo_plugin.facts import BETAS, LOSSES, Loss, is_learned, readers
+from ledpo_plugin.hparams import argument_fields
 from ledpo_plugin.stages import STAGES
 
 BLOCK = re.compile(
@@ -109,7 +108,7 @@ def betas_table(lang: str = "en") -> str:
         (
             f"`{mode.name}`",
             f"`{mode.formula}`",
-            say(_yes(mode.learned)),
+            say(_yes(mode.kind == "learned")),
             say(_yes(mode.needs_reference)),
             mode.summary,
             mode.source,
@@ -201,11 +200,10 @@ def _number(value: float) -> str:
 
 
 def _modes(loss: Loss, say: Callable[[str], str]) -> str:
-    if loss.beta_modes == set(BETA_MODES):
+    if loss.beta_modes == set(BETAS):
         return say("all")
-    learned = set(LEARNED_MODES) <= loss.beta_modes
-    named = [mode for mode in BETA_MODES if mode in loss.beta_modes and not (learned and mode in LEARNED_MODES)]
-    return ", ".join([f"`{mode}`" for mode in named] + [say("learned")] * learned)
+    named = [f"`{mode}`" for mode in BETAS if mode in loss.beta_modes and not is_learned(mode)]
+    return ", ".join([*named, *[say("learned")] * ("learned" in loss.admits)])
 
 
 def _default(value: Any) -> str:
@@ -230,7 +228,7 @@ def _values(field: Field) -> str:
 
 
 def _acts_with(field: Field, say: Callable[[str], str]) -> str:
-    facts = field.metadata
+    facts = {**field.metadata, "losses": losses} if (losses := readers().get(field.name)) else field.metadata
     for fact, key in (("modes", "beta_mode"), ("losses", "pref_loss"), ("stages", "stage")):
         if fact in facts:
             return f"`{key}`: " + ", ".join(facts[fact])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.common.atomic import replace_file
-from ledpo_plugin.losses import LOSSES, PairLogps
+from ledpo_plugin.losses import PairLogps, function_of
 from ledpo_plugin.modeling.head_file import HeadFileError
 from ledpo_plugin.rewards import RewardError
 from ledpo_plugin.training.side_optimizer import SideOptimizer, mean_over_ranks, sum_over_ranks
@@ -236,6 +236,7 @@ class PpoPhase:
             size=size,
             hidden=None if kept.pair_hidden is None else kept.pair_hidden.to(device),
             prompt_nll=None if kept.pair_nll is None else kept.pair_nll.to(device),
+            progress=trainer.progress(),
             training=False,  # running statistics are over all processes, which differ in their number of pairs
         )
         output = trainer.strategy(features)
@@ -245,7 +246,7 @@ class PpoPhase:
             torch.ones(size, device=device),
         )
         logps = PairLogps(margin, zero, zero, zero, one, one)
-        losses = LOSSES["sigmoid"].function(logps, output.beta, label_smoothing=self.args.dpo_label_smoothing).losses
+        losses = function_of("sigmoid")(logps, output.beta, label_smoothing=self.args.dpo_label_smoothing).losses
         if output.log_ratio is not None:
             losses = losses + self.args.beta_penalty * output.log_ratio.square()
         trainer.note_pairs(output.beta, margin)

@@ -14,13 +14,12 @@ from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
-from ledpo_plugin.betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
+from ledpo_plugin.betas import BetaFeatures, BetaOutput, BetaStrategy, Progress, epsilon_steps
 from ledpo_plugin.data.mixture import SFT, Mixed, MixtureBatches
 from ledpo_plugin.data.token_rows import is_streamed
 from ledpo_plugin.host.contract import host_api
 from ledpo_plugin.host.distributed import prepare_reference
-from ledpo_plugin.hparams import LEARNED_MODES
-from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps
+from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps, function_of
 from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode, keep_weights
 from ledpo_plugin.modeling.forward import Mixture, RowOutput, forward_rows, kinds_of_tokens, predictions
 from ledpo_plugin.modeling.fused_lora import fuse_if_same
@@ -89,6 +88,7 @@ class PreferenceTrainer(Trainer):
             _without_dropout(ref_model)
         self.finetuning_args = finetuning_args
         self.loss = LOSSES[finetuning_args.pref_loss]
+        self.loss_function = function_of(self.loss.name)
         self.head_config = head_config
         self.caches = list(caches)
         self._columns: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
@@ -190,7 +190,7 @@ class PreferenceTrainer(Trainer):
     # ---- passes
 
     def _needs_reference(self) -> bool:
-        return self.loss.needs_reference or self.strategy.needs_reference
+        return self.loss.needs_reference or self.strategy.mode.needs_reference
 
     def _policy_rows(
         self, model: nn.Module, batch: Mapping[str, Any], wants: frozenset[str], mixture: Mixture | None = None
@@ -300,19 +300,14 @@ class PreferenceTrainer(Trainer):
 
     # ---- loss
 
-    def _loss_options(self) -> dict[str, Any]:
-        args = self.finetuning_args
-        options = {keyword: getattr(args, key) for keyword, key in self.loss.options.items()}
-        if "gamma_beta_ratio" in options:
-            options["gamma_beta_ratio"] = args.simpo_gamma / args.pref_beta
-        if self.loss.label_smoothing:
-            options["label_smoothing"] = args.dpo_label_smoothing
-        return options
+    def progress(self) -> Progress:
+        """Return how far the run has come."""
+        return Progress(self.state.global_step, self.state.max_steps)
 
     def _at_bounds(self, beta: Tensor) -> Tensor:
         """Return 1.0 where a learned beta is within 1 % of the width (in ln beta) of one of its bounds."""
         args = self.finetuning_args
-        if args.beta_mode not in LEARNED_MODES:
+        if self.strategy.mode.kind != "learned":
             return torch.zeros_like(beta)
         low, high = math.log(args.beta_min), math.log(args.beta_max)
         place = (beta.log() - low) / (high - low)
@@ -502,13 +497,14 @@ class PairTrainer(PreferenceTrainer):
         if self._needs_reference():
             reference = self._reference_rows(model, batch, self._wants("reference"))
         if "epsilon_step" in self.strategy.needs:
-            mixture = Mixture(reference.logits, self.finetuning_args.epsilon_dpo_epsilon)
+            mixture = Mixture(reference.logits, self.strategy.epsilon)
         policy = self._policy_rows(model, batch, self._wants("policy"), mixture)
         logps = self._pair_logps(policy, reference)
         with torch.no_grad():
             features = self._features(logps, policy, reference, training)
         beta = self.strategy(features)
-        output = self.loss.function(logps, beta.beta, **self._loss_options(), **self._delta(logps, beta, training))
+        options = self.loss.options_of(self.finetuning_args) | self._delta(logps, beta, training)
+        output = self.loss_function(logps, beta.beta, **options)
         losses = self._with_bco(output.losses, logps, beta, training)
         nll = -logps.policy_chosen / logps.chosen_length
         if self.finetuning_args.pref_ftx > 0:
@@ -564,6 +560,7 @@ class PairTrainer(PreferenceTrainer):
             gather=self.accelerator.gather,
             rank=self.accelerator.process_index,
             training=training,
+            progress=self.progress(),
         )
 
     @staticmethod
@@ -593,7 +590,7 @@ class PairTrainer(PreferenceTrainer):
         if weight == 0:
             return losses
         delta = self._reward_mean(logps, beta, training)
-        bco = LOSSES["bco_pair"].function(logps, beta.beta, delta=delta).losses
+        bco = function_of("bco_pair")(logps, beta.beta, delta=delta).losses
         return (losses + weight * bco) / (1.0 + weight)
 
 
@@ -624,9 +621,10 @@ class UnpairedTrainer(PreferenceTrainer):
                 gather=self.accelerator.gather,
                 rank=self.accelerator.process_index,
                 training=training,
+                progress=self.progress(),
             )
         )
-        output = self.loss.function(logps, beta.beta, **self._loss_options())
+        output = self.loss_function(logps, beta.beta, **self.loss.options_of(self.finetuning_args))
         losses, extra = output.losses, {}
         if self.finetuning_args.pref_ftx > 0:
             nll = -policy.logps / policy.lengths

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from ledpo_plugin import hparams
+from ledpo_plugin.facts import BETAS
 from ledpo_plugin.host import arguments, contract
-from ledpo_plugin.hparams import BETA_MODES, LedpoArguments, argument_fields
+from ledpo_plugin.hparams import LedpoArguments, argument_fields
 from ledpo_plugin.recipes.check import check_recipe
 from ledpo_plugin.stages import STAGES
 from ledpo_plugin.training import live_log
@@ -57,7 +58,7 @@ def test_a_form_left_as_it_is_makes_a_recipe_without_problems():
     for name, stage in STAGES.items():
         losses = keys.pairwise_losses() if stage.any_loss else (stage.default_loss,)
         for loss in losses:
-            for mode in ("", *BETA_MODES):
+            for mode in ("", *BETAS):
                 values = {**DEFAULTS, "pref_loss": loss, "beta_mode": mode}
                 if stage.rollouts:
                     values |= {"reward_model": "some/model", "rollout_pairs": True}

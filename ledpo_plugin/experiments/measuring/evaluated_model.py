@@ -30,7 +30,7 @@ from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.modeling.evaluation_mode import in_evaluation_mode
 from ledpo_plugin.modeling.forward import RowOutput, forward_rows, output_layer
 from ledpo_plugin.modeling.generate import drawn, greedy, readable_prompt, rows_with_labels
-from ledpo_plugin.modeling.head_file import build_strategy, head_config, load_config, load_head
+from ledpo_plugin.modeling.head_file import build_strategy, head_config, load_config, load_head, progress_of
 from ledpo_plugin.modeling.inference import pad_prompts
 from ledpo_plugin.modeling.logit_positions import plan_of_rows
 from ledpo_plugin.modeling.logps import IGNORE
@@ -385,7 +385,9 @@ class EvaluatedModel:
             reads_reference = config["arguments"]["beta_head_source"] == "reference"
             hidden, prompt_nll = self._features[name] if reads_reference else self._prompts(self.model, name)
         count = len(self.data[name])
-        features = BetaFeatures(size=count, hidden=hidden, prompt_nll=prompt_nll, training=False)
+        features = BetaFeatures(
+            size=count, hidden=hidden, prompt_nll=prompt_nll, training=False, progress=progress_of(checkpoint)
+        )
         with torch.no_grad():
             return strategy(features).beta.expand(count).tolist()
 
