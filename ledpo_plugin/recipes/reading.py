@@ -106,7 +106,7 @@ def recommended(raw: Mapping[Any, Any], loss: Loss, mode: str | None) -> dict[st
     values = {**loss.recommended, **(BETAS[mode].recommended if mode in BETAS else {})}
     if stage is not None and stage.name == PPO:
         values = dict(RECOMMENDED_PPO)
-        if mode != "fixed":
+        if mode in BETAS and BETAS[mode].kind != "constant":
             values["pref_beta"] = loss.recommended["pref_beta"]
     if stage is not None and stage.rollouts:
         values |= RECOMMENDED_ROLLOUTS

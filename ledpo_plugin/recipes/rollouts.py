@@ -54,8 +54,8 @@ def idle_in(raw: Mapping[str, Any], stage: Stage, mode: str) -> dict[str, tuple[
     if control != "adaptive":
         fix = "remove it, or set kl_control: adaptive"
         idle |= dict.fromkeys(ONLY_ADAPTIVE, (f"kl_control is {control}, and it acts only with adaptive", fix))
-    if stage.name == PPO and mode == "fixed":
-        why = "beta_mode is fixed, and no preference loss is trained; the weight of the KL is kl_coef"
+    if stage.name == PPO and BETAS[mode].kind == "constant":
+        why = f"beta_mode is {mode}, and no preference loss is trained; the weight of the KL is kl_coef"
         idle["pref_beta"] = (why, "remove it, or set kl_coef")
     if stage.name == PPO and raw.get("rollout_pairs") is not True:
         keys = ("beta_lr_ratio", "beta_penalty", "beta_center", "dpo_label_smoothing")
@@ -109,6 +109,9 @@ def _check_loss(recipe: Reading) -> Iterator[Problem]:
     if recipe.stage.name == PPO and not BETAS[mode].before_answers:
         why = f"beta_mode {mode} decides beta from pairs of answers, and rollouts have none"
         yield problem("beta_mode", mode, why, "set beta_mode: head, or remove beta_mode")
+    elif recipe.stage.name == PPO and BETAS[mode].kind == "scheduled":
+        why = f"beta_mode {mode} changes beta in a preference loss, and stage {PPO} trains on none"
+        yield problem("beta_mode", mode, why, f"remove beta_mode, or set stage: {ALTERNATE}")
 
 
 def _whole(recipe: Reading, key: str) -> int | None:
