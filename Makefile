@@ -74,7 +74,7 @@ lint: setup
 	@$(BIN)/ruff format --check .
 
 docs: setup
-	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/checked_against.md docs/metrics.md yaml_recipes/README.md
+	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/metrics.md yaml_recipes/README.md docs/checked_against.md
 
 architecture: setup
 	@$(BIN)/python docs/architecture.py
