@@ -3,7 +3,7 @@
 # make test         style and the quick tests, as CI does
 # make test-slow    the tests that take longer, or need the real model
 # make experiment   run an experiment at its cpu profile: make experiment NAME=loss_variants_impact
-# make docs         the tables of the READMEs and of docs/checked_against.md, from the code's own
+# make docs         the generated tables: READMEs, docs/checked_against.md, docs/metrics.md, the index of yaml_recipes
 # make architecture the floors and the import graph in ARCHITECTURE.md, from the code's imports
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
 # model; its template must be given, too, if it is not SmolLM2's), ARGS (further key=value pairs of the recipe).
@@ -74,7 +74,7 @@ lint: setup
 	@$(BIN)/ruff format --check .
 
 docs: setup
-	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/checked_against.md
+	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/metrics.md yaml_recipes/README.md docs/checked_against.md
 
 architecture: setup
 	@$(BIN)/python docs/architecture.py

@@ -17,6 +17,7 @@ PACKAGES = ("ledpo_plugin", "eval_harness")
 # From the ground up: each imports only what stands above it in this list.
 FLOORS = (
     "ledpo_plugin.common",
+    "ledpo_plugin.facts",
     "ledpo_plugin.hparams",
     "ledpo_plugin.stages",
     "ledpo_plugin.losses",

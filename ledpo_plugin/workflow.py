@@ -22,9 +22,8 @@ from ledpo_plugin.training.collator import PreferenceCollator
 from ledpo_plugin.training.trainer import PairTrainer, PreferenceTrainer, UnpairedTrainer
 from ledpo_plugin.training.usage import write_usage
 
-from .betas import BETAS
+from .facts import BETAS, LOSSES
 from .hparams import FROZEN
-from .losses import LOSSES
 from .rewards._models import same_tokens
 from .rl.build import Arguments, build_rollouts, prompt_data
 from .rl.trainer import AlternateTrainer, PpoTrainer

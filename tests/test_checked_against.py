@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ledpo_plugin.betas import BETAS
 from ledpo_plugin.checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS
 from ledpo_plugin.cli.tables import CHECK_TABLES, refresh
+from ledpo_plugin.facts import BETAS, LOSSES
 from ledpo_plugin.hparams import ESTIMATORS, KL_CONTROLS, KL_ESTIMATORS
-from ledpo_plugin.losses import LOSSES, PairLogps
+from ledpo_plugin.losses import PairLogps, function_of
 from ledpo_plugin.modeling.logps import sum_logps
 
 ROOT = Path(__file__).parents[1]
@@ -169,9 +169,9 @@ def test_exo_pair_is_the_authors_at_their_smoothing():
     log_q = torch.stack([BETA * ratio for ratio in ratios(logps)]).log_softmax(0)
     theirs = (log_q.exp() * (log_q - torch.tensor([[0.0], [-10.0]], dtype=torch.float64))).sum(0)
     smoothing = torch.tensor(-10.0, dtype=torch.float64).exp().item()
-    ours = LOSSES["exo_pair"].function(logps, BETA, label_smoothing=smoothing).losses
+    ours = function_of("exo_pair")(logps, BETA, label_smoothing=smoothing).losses
     same(ours, theirs, logps, rtol=1e-4, atol=2 * smoothing)  # ln(1 - e) = 0 there
-    default = LOSSES["exo_pair"].function(logps, BETA).losses
+    default = function_of("exo_pair")(logps, BETA).losses
     assert (theirs - default).abs().max() > 0.1
 
 
@@ -180,7 +180,7 @@ def test_sppo_hard_is_twice_the_authors():
     logps = pairs()
     a, b = ratios(logps)
     theirs = ((a - (1 - 0.5) / BETA) ** 2 + (b - (0 - 0.5) / BETA) ** 2) / 2
-    same(LOSSES["sppo_hard"].function(logps, BETA).losses, 2 * theirs, logps)
+    same(function_of("sppo_hard")(logps, BETA).losses, 2 * theirs, logps)
 
 
 def test_r_dpo_is_modpo_with_a_reward_of_minus_the_length():
@@ -189,18 +189,18 @@ def test_r_dpo_is_modpo_with_a_reward_of_minus_the_length():
     a, b = ratios(logps)
     chosen = BETA * a - alpha * -logps.chosen_length
     rejected = BETA * b - alpha * -logps.rejected_length
-    same(LOSSES["r_dpo"].function(logps, BETA, alpha=alpha).losses, -F.logsigmoid(chosen - rejected), logps)
+    same(function_of("r_dpo")(logps, BETA, alpha=alpha).losses, -F.logsigmoid(chosen - rejected), logps)
 
 
 def test_nca_pair_and_discopop_are_the_authors():
     logps, tau = pairs(), 0.05
     a, b = ratios(logps)
     nca = -F.logsigmoid(BETA * a) - 0.5 * F.logsigmoid(-BETA * a) - 0.5 * F.logsigmoid(-BETA * b)
-    same(LOSSES["nca_pair"].function(logps, BETA).losses, nca, logps)
+    same(function_of("nca_pair")(logps, BETA).losses, nca, logps)
     z = BETA * (a - b)
     share = torch.sigmoid(z / tau)
     theirs = -F.logsigmoid(z) * (1 - share) + torch.exp(-z) * share
-    same(LOSSES["discopop"].function(logps, BETA, tau=tau).losses, theirs, logps)
+    same(function_of("discopop")(logps, BETA, tau=tau).losses, theirs, logps)
 
 
 def test_cpo_is_alma_s_where_every_answer_is_of_one_length():
@@ -213,7 +213,7 @@ def test_cpo_is_alma_s_where_every_answer_is_of_one_length():
     for batch, equal in ((even, True), (logps, False)):
         preference = -F.logsigmoid(BETA * (batch.policy_chosen - batch.policy_rejected)).mean()
         theirs = preference - batch.policy_chosen.sum() / batch.chosen_length.sum()
-        ours = LOSSES["cpo"].function(batch, BETA, cpo_alpha=1.0).losses.mean()
+        ours = function_of("cpo")(batch, BETA, cpo_alpha=1.0).losses.mean()
         assert torch.allclose(ours, theirs, rtol=1e-10) == equal
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from ledpo_plugin.betas import BETAS, BetaFeatures, BetaStrategy
 from ledpo_plugin.common.run_record import RECORD, read_record
-from ledpo_plugin.hparams import FROZEN, HEAD_MODES
+from ledpo_plugin.facts import either, has_head, known_before_answers
+from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.modeling.forward import forward_rows
-from ledpo_plugin.modeling.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head
+from ledpo_plugin.modeling.head_file import CONFIG, HeadFileError, build_strategy, load_config, load_head, progress_of
 from ledpo_plugin.modeling.inference import (
     encode_prompt,
     inference_arguments,
@@ -56,12 +57,12 @@ class Loaded:
     @property
     def has_beta(self) -> bool:
         """Whether beta can be told from the prompt alone."""
-        return self.head is not None and BETAS[self.head["beta_mode"]].cls.needs <= {"hidden", "prompt_nll"}
+        return self.head is not None and BETAS[self.head["beta_mode"]].before_answers
 
     @property
     def per_prompt(self) -> bool:
         """Whether beta differs from prompt to prompt."""
-        return self.head is not None and self.head["beta_mode"] in HEAD_MODES
+        return self.head is not None and has_head(self.head["beta_mode"])
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of prompts of one turn, as training writes them."""
@@ -119,10 +120,11 @@ class Loaded:
         if not self.has_beta:
             raise ValueError(
                 f"{self.name} has beta_mode {mode}, which decides beta from the answers of a batch: it has no "
-                "beta(x). Name a run with beta_mode head, ppl, global or fixed."
+                f"beta(x). Name a run with beta_mode {either(known_before_answers())}."
             )
         if not self.per_prompt:
-            beta = self.strategy(BetaFeatures(size=1, training=False)).beta.item()
+            features = BetaFeatures(size=1, training=False, progress=progress_of(self.folder))
+            beta = self.strategy(features).beta.item()
             return [beta] * len(ids)
         asked = [prompt for prompt in dict.fromkeys(map(tuple, ids)) if prompt not in self._betas]
         if asked:
@@ -140,7 +142,11 @@ class Loaded:
                 batch = pad_prompts(part, self.tokenizer, self.device)
                 output = forward_rows(model, batch, wants=self.strategy.needs)
                 features = BetaFeatures(
-                    size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False
+                    size=len(part),
+                    hidden=output.hidden,
+                    prompt_nll=output.prompt_nll,
+                    training=False,
+                    progress=progress_of(self.folder),
                 )
                 found += self.strategy(features).beta.tolist()
         return found

@@ -25,8 +25,6 @@ class LearnedBeta(BetaStrategy):
         ValueError: not 0 < beta_min < beta0 < beta_max.
     """
 
-    learned = True
-
     def __init__(self, *, beta0: float = 0.1, beta_min: float | None = None, beta_max: float | None = None) -> None:
         super().__init__()
         self.bounds = Bounds(
@@ -92,8 +90,6 @@ class HeadBeta(PromptBeta):
     starts at zero, so beta is exactly beta0 for every prompt until the first update, and the layers before it get no
     gradient from that one. Gradient reaches the head's parameters, never the hidden state.
     """
-
-    needs = frozenset({"hidden"})
 
     def __init__(
         self,

@@ -23,8 +23,6 @@ class PplBeta(PromptBeta):
     high on unfamiliar ones. p = 1 is what it writes, p = -1 what it says: try both.
     """
 
-    needs = frozenset({"hidden", "prompt_nll"})
-
     def __init__(
         self,
         *,

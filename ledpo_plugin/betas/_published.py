@@ -31,9 +31,6 @@ class BetaDpo(BetaStrategy):
     logarithms, so that pairs far from M do not all underflow to 0; rewards use the same beta as the loss.
     """
 
-    needs = frozenset({"margin"})
-    needs_reference = True
-
     def __init__(
         self,
         *,
@@ -126,9 +123,6 @@ class EpsilonDpo(BetaStrategy):
     way, and nothing accumulates. Label smoothing acts on the loss as cDPO's; there it has no effect.
     """
 
-    needs = frozenset({"epsilon_step"})
-    needs_reference = True
-
     def __init__(self, *, beta0: float = 0.01, epsilon: float = 0.01) -> None:
         super().__init__()
         self.epsilon = epsilon
@@ -200,9 +194,6 @@ class MallowsBeta(BetaStrategy):
     (0, 1). Its defaults are beta 10, log-probabilities per token and no reference in the margin; the loss here is plain
     DPO. Its IPO form (`mallows_ipo`) is not offered.
     """
-
-    needs = frozenset({"reference_entropy"})
-    needs_reference = True
 
     def __init__(self, *, beta0: float = 0.1, phi: float = 0.29) -> None:
         super().__init__()

@@ -1,12 +1,35 @@
 """What a beta strategy takes and gives."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
+from ledpo_plugin.facts import BETAS, BetaMode, Need
 from ledpo_plugin.hparams import LedpoArguments
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come, in optimizer steps, in numbers of the host: reading them waits for no device.
+
+    Attributes:
+        step: Steps taken before this batch: 0 in the first one, the same for all batches that one step accumulates,
+            `total` once training is over. A resumed run goes on counting.
+        total: Steps of the whole run, from `max_steps` or the epochs.
+    """
+
+    step: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Return how much of the run is behind: 0 in its first step, 1 once it is over."""
+        return 1.0 if self.step >= self.total else self.step / self.total
+
+
+FINISHED = Progress(1, 1)  # where nothing is trained any more and the run's own steps are not known
 
 
 @dataclass(frozen=True)
@@ -26,8 +49,19 @@ class BetaFeatures:
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
     rank: int = 0
     training: bool = True  # running statistics move only in training
+    progress: Progress | None = None  # of the run; whoever asks a strategy for beta sets it
 
-    def need(self, name: "Need") -> Tensor:
+    def need_progress(self) -> Progress:
+        """Return the progress of the run.
+
+        Raises:
+            ValueError: it is not set.
+        """
+        if self.progress is None:
+            raise ValueError("this beta mode follows the steps of the run, and the progress of the run is not set")
+        return self.progress
+
+    def need(self, name: Need) -> Tensor:
         """Return the field `name`.
 
         Raises:
@@ -53,15 +87,29 @@ class BetaOutput(NamedTuple):
     log_ratio: Tensor | None = None
 
 
-Need = Literal["hidden", "prompt_nll", "margin", "reference_entropy", "epsilon_step"]
+_PACKAGE = __name__.rpartition(".")[0]
 
 
 class BetaStrategy(nn.Module):
     """Decides beta per example. Learned values are Parameters, running statistics are buffers: both are saved."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # fields of BetaFeatures (of type Need) it must be given
-    needs_reference: ClassVar[bool] = False  # cannot work without a reference model
-    learned: ClassVar[bool] = False  # has Parameters that the loss trains
+    @property
+    def mode(self) -> BetaMode:
+        """Return what is known of it: its row in the table of beta modes.
+
+        Raises:
+            LookupError: it has none.
+        """
+        own = f"{type(self).__module__}:{type(self).__qualname__}"
+        for mode in BETAS.values():
+            if own == (f"{_PACKAGE}{mode.where}" if mode.where.startswith(".") else mode.where):
+                return mode
+        raise LookupError(f"{own} is the strategy of no beta mode. Give it a row in ledpo_plugin.facts.betas.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Return the fields of `BetaFeatures` that it must be given."""
+        return self.mode.needs
 
     @classmethod
     def from_arguments(cls, args: LedpoArguments, *, beta0: float, hidden_size: int, seed: int = 0) -> Self:
@@ -77,17 +125,3 @@ class BetaStrategy(nn.Module):
 
         `mean_over_ranks` averages a tensor over all ranks; every rank calls it equally often.
         """
-
-
-@dataclass(frozen=True)
-class BetaMode:
-    """One row of the table of beta modes: the strategy and the facts about it that others rely on."""
-
-    name: str
-    cls: type[BetaStrategy]
-    formula: str  # one line, for the README's table
-    source: str  # paper or code it follows
-    summary: str  # one sentence
-    learned: bool  # has Parameters that the loss trains
-    needs_reference: bool  # cannot work without a reference model
-    recommended: Mapping[str, float] = field(default_factory=dict)  # recipe key -> value, where not the loss's

@@ -12,13 +12,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ledpo_plugin.betas import BETAS
+import yaml
+
 from ledpo_plugin.checked_against import BETA_CHECKS, KEY_CHECKS, LOSS_CHECKS, ROLLOUT_CHECKS, Check
 from ledpo_plugin.common.lookup import lookup
-from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, argument_fields
-from ledpo_plugin.losses import LOSSES, Loss
+from ledpo_plugin.experiments.definition.metrics import (
+    OF_ANSWERS,
+    OF_GENERATIONS,
+    OF_INSTRUCTIONS,
+    OF_PAIRS,
+    OF_SCORES,
+)
+from ledpo_plugin.experiments.report.formatting import flops
+from ledpo_plugin.facts import BETAS, LOSSES, Loss, is_learned, readers
+from ledpo_plugin.hparams import argument_fields
 from ledpo_plugin.stages import STAGES
 
+RECIPES = Path(__file__).parents[2] / "yaml_recipes"
 BLOCK = re.compile(
     r"(?P<open><!-- table: (?P<name>\w+)(?: (?P<lang>\w+))? -->\n).*?(?P<close><!-- /table -->)", re.DOTALL
 )
@@ -109,7 +119,7 @@ def betas_table(lang: str = "en") -> str:
         (
             f"`{mode.name}`",
             f"`{mode.formula}`",
-            say(_yes(mode.learned)),
+            say(_yes(mode.kind == "learned")),
             say(_yes(mode.needs_reference)),
             mode.summary,
             mode.source,
@@ -139,6 +149,48 @@ def checks_table(checks: Mapping[str, Check]) -> str:
     return _table(("Name", "Checked against", "Where others differ", "Tests"), rows)
 
 
+def metrics_table() -> str:
+    """Return the table of everything that is measured of an experiment's runs, in English."""
+    kinds = (
+        ("held-out pairs", OF_PAIRS),
+        ("held-out instructions", OF_INSTRUCTIONS),
+        ("greedy answers (`gen/`)", OF_GENERATIONS),
+        ("drawn answers (`answers/`)", OF_ANSWERS),
+        ("scores of drawn answers", OF_SCORES),
+    )
+    better = {1: "more", -1: "less", 0: "–"}
+    rows = [
+        (f"`{name}`", kind, row.unit, better[row.better], row.meaning)
+        for kind, metrics in kinds
+        for name, row in metrics.items()
+    ]
+    return _table(("Metric", "Of", "Unit", "Better", "What it is"), rows)
+
+
+def experiments_table() -> str:
+    """Return the index of `yaml_recipes/`, in English: each experiment with its question, sizes and status.
+
+    Raises:
+        FileNotFoundError: there is no `yaml_recipes/` beside the package: it is not that of a checkout.
+    """
+    found = sorted(RECIPES.glob("*/experiment.yaml"))
+    if not found:
+        raise FileNotFoundError(f"{RECIPES} holds no experiment. Run this in a checkout of the repository.")
+    rows = []
+    for path in found:
+        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sizes = []
+        for profile, own in definition["profiles"].items():
+            ((unit, amount),) = own["budget"].items()
+            size = f"{len(own.get('variants') or definition['variants'])} x {len(own['seeds'])}"
+            shown = flops(float(amount)).replace("\u00a0", " ") if unit == "flops" else f"{amount} {unit}"
+            sizes.append(f"{profile}: {size}, {shown}")
+        name = path.parent.name
+        question = " ".join(definition["question"].split())
+        rows.append((f"[{name}]({name}/experiment.yaml)", question, "; ".join(sizes), definition["status"]))
+    return _table(("Experiment", "Question", "Size", "Status"), rows)
+
+
 def _checked(checks: Mapping[str, Check]) -> Callable[[str], str]:
     return lambda lang: checks_table(checks)
 
@@ -156,6 +208,10 @@ CHECK_TABLES: Mapping[str, Callable[[str], str]] = MappingProxyType(
         "checked_rollouts": _checked(ROLLOUT_CHECKS),
     }
 )
+# Those of docs/metrics.md and yaml_recipes/README.md, in English, too.
+OTHER_TABLES: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {"metrics": lambda lang: metrics_table(), "experiments": lambda lang: experiments_table()}
+)
 
 
 def refresh(text: str) -> str:
@@ -171,7 +227,7 @@ def refresh(text: str) -> str:
 
 
 def _made_anew(block: re.Match[str]) -> str:
-    make = lookup({**TABLES, **CHECK_TABLES}, "table", block["name"])
+    make = lookup({**TABLES, **CHECK_TABLES, **OTHER_TABLES}, "table", block["name"])
     language = block["lang"] or "en"
     lookup(LANGUAGES, "language", language)
     return f"{block['open']}{make(language)}{block['close']}"
@@ -201,11 +257,10 @@ def _number(value: float) -> str:
 
 
 def _modes(loss: Loss, say: Callable[[str], str]) -> str:
-    if loss.beta_modes == set(BETA_MODES):
+    if loss.beta_modes == set(BETAS):
         return say("all")
-    learned = set(LEARNED_MODES) <= loss.beta_modes
-    named = [mode for mode in BETA_MODES if mode in loss.beta_modes and not (learned and mode in LEARNED_MODES)]
-    return ", ".join([f"`{mode}`" for mode in named] + [say("learned")] * learned)
+    named = [f"`{mode}`" for mode in BETAS if mode in loss.beta_modes and not is_learned(mode)]
+    return ", ".join([*named, *[say("learned")] * ("learned" in loss.admits)])
 
 
 def _default(value: Any) -> str:
@@ -230,7 +285,7 @@ def _values(field: Field) -> str:
 
 
 def _acts_with(field: Field, say: Callable[[str], str]) -> str:
-    facts = field.metadata
+    facts = {**field.metadata, "losses": losses} if (losses := readers().get(field.name)) else field.metadata
     for fact, key in (("modes", "beta_mode"), ("losses", "pref_loss"), ("stages", "stage")):
         if fact in facts:
             return f"`{key}`: " + ", ".join(facts[fact])

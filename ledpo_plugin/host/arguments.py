@@ -6,6 +6,7 @@ from dataclasses import field, fields, make_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
+from ledpo_plugin.facts import DEFAULT_REWARD
 from ledpo_plugin.hparams import LedpoArguments
 
 from .contract import PARSER, host_api
@@ -17,7 +18,7 @@ DRAWN = (*NEW_TOKENS, "resize_vocab", "train_from_scratch")  # weights are drawn
 
 
 def _after_init(self) -> None:
-    from ledpo_plugin.losses import LOSSES
+    from ledpo_plugin.facts import LOSSES
     from ledpo_plugin.stages import STAGES
 
     host_api().FinetuningArguments.__post_init__(self)
@@ -43,7 +44,7 @@ def finetuning_class() -> type:
     wider: list[Any] = [
         ("stage", str, field(default="ledpo")),
         ("pref_loss", str, field(default="sigmoid")),
-        ("reward_model_type", str, field(default="lora")),
+        ("reward_model_type", str, field(default=DEFAULT_REWARD)),
     ]
     return make_dataclass(
         "LedpoFinetuningArguments",

@@ -1,8 +1,6 @@
 """What a preference loss takes and gives. Everything is one value per example: shape `[B]`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,23 +34,3 @@ class LossOutput(NamedTuple):
     losses: Tensor
     chosen_rewards: Tensor
     rejected_rewards: Tensor | None
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One row of the table of losses: the function and the facts about it that others rely on."""
-
-    name: str
-    function: Callable[..., LossOutput]  # (logps, beta, **options) -> LossOutput
-    formula: str  # one line, for the README's table
-    source: str  # paper and equation, or the code it follows
-    data: Literal["pairs", "unpaired"]
-    needs_reference: bool
-    length_normalised: bool
-    label_smoothing: bool  # takes the keyword `label_smoothing`
-    beta_modes: frozenset[str]  # admissible values of `beta_mode`
-    refusal: str  # why the other beta modes are refused; "" if none is
-    options: Mapping[str, str] = field(default_factory=dict)  # keyword of the function -> recipe key
-    recommended: Mapping[str, float] = field(default_factory=dict)  # recipe key -> value
-    sft_term: bool = False  # holds the chosen answer's NLL as a term of its own
-    running_reward_mean: bool = False  # takes the keyword `delta`, a running mean of rewards (BCO)

@@ -9,12 +9,14 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ledpo_plugin.betas import BETAS, BetaStrategy
+from ledpo_plugin.betas import FINISHED, BetaStrategy, Progress, strategy_class
 from ledpo_plugin.common.lookup import lookup
+from ledpo_plugin.facts import BETAS
 from ledpo_plugin.hparams import LedpoArguments
 
 WEIGHTS = "beta_head.safetensors"
 CONFIG = "beta_head.json"
+TRAINER_STATE = "trainer_state.json"  # the host's
 FORMAT = 1
 
 
@@ -40,9 +42,9 @@ def head_config(
 
 def build_strategy(config: dict[str, Any]) -> BetaStrategy:
     """Build the strategy that `config` (see `head_config`) describes, freshly initialised."""
-    row = lookup(BETAS, "beta_mode", config["beta_mode"])
+    cls = strategy_class(lookup(BETAS, "beta_mode", config["beta_mode"]).name)
     args = LedpoArguments(**config["arguments"])
-    return row.cls.from_arguments(args, beta0=config["beta0"], hidden_size=config["hidden_size"], seed=config["seed"])
+    return cls.from_arguments(args, beta0=config["beta0"], hidden_size=config["hidden_size"], seed=config["seed"])
 
 
 def _write(path: Path, write) -> None:
@@ -77,6 +79,15 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if missing or config["format"] != FORMAT:
         raise HeadFileError(f"{path} is not a beta head of format {FORMAT} (missing: {sorted(missing)}).")
     return config
+
+
+def progress_of(folder: str | Path) -> Progress:
+    """Return how far the run was that wrote `folder`, a checkpoint or an output folder; over where it does not say."""
+    try:
+        state = json.loads((Path(folder) / TRAINER_STATE).read_text(encoding="utf-8"))
+        return Progress(int(state["global_step"]), int(state["max_steps"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return FINISHED
 
 
 def load_head(folder: str | Path, strategy: BetaStrategy, config: dict[str, Any]) -> None:

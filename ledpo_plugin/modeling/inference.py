@@ -11,13 +11,14 @@ from transformers import set_seed
 
 from ledpo_plugin.betas import BETAS, BetaFeatures
 from ledpo_plugin.common.run_record import read_record
+from ledpo_plugin.facts import either, has_head, known_before_answers
 from ledpo_plugin.host.contract import host_api
 from ledpo_plugin.host.data import templates_kept
-from ledpo_plugin.hparams import FROZEN, HEAD_MODES
+from ledpo_plugin.hparams import FROZEN
 
 from .adapters import below, names_of
 from .forward import forward_rows
-from .head_file import HeadFileError, build_strategy, load_config, load_head
+from .head_file import HeadFileError, build_strategy, load_config, load_head, progress_of
 from .padding import unanswered_prompts
 
 # Recipe keys that decide which tokens a prompt becomes, and where a model is found.
@@ -109,15 +110,16 @@ def beta_of_prompts(
     run = Path(run_dir)
     config = load_config(run)
     mode, beta0 = config["beta_mode"], config["beta0"]
-    if not BETAS[mode].cls.needs <= {"hidden", "prompt_nll"}:
+    if not BETAS[mode].before_answers:
         raise ValueError(
             f"beta_mode {mode} decides beta from the answers of a batch, not from the prompt alone: there is no "
-            "beta(x) to print. Runs with beta_mode head, ppl, global or fixed have one."
+            f"beta(x) to print. Runs with beta_mode {either(known_before_answers())} have one."
         )
     strategy = build_strategy(config).eval()
     load_head(run, strategy, config)
-    if mode not in HEAD_MODES:
-        beta = strategy(BetaFeatures(size=1, training=False)).beta.item() if prompts else beta0
+    if not has_head(mode):
+        features = BetaFeatures(size=1, training=False, progress=progress_of(run))
+        beta = strategy(features).beta.item() if prompts else beta0
         return [{"prompt": prompt, "beta": beta} for prompt in prompts]
     record = read_record(run)
     source = config["arguments"]["beta_head_source"]
@@ -130,7 +132,13 @@ def beta_of_prompts(
         part = list(prompts[start : start + batch_size])
         ids = [encode_prompt(prompt, tokenizer, template) for prompt in part]
         output = forward_rows(model, pad_prompts(ids, tokenizer, model.device), wants=strategy.needs)
-        features = BetaFeatures(size=len(part), hidden=output.hidden, prompt_nll=output.prompt_nll, training=False)
+        features = BetaFeatures(
+            size=len(part),
+            hidden=output.hidden,
+            prompt_nll=output.prompt_nll,
+            training=False,
+            progress=progress_of(run),
+        )
         for prompt, tokens, beta in zip(part, ids, strategy(features).beta.tolist(), strict=True):
             rows.append({"prompt": prompt, "beta": beta, "prompt_tokens": len(tokens)})
     return rows

@@ -5,12 +5,13 @@ Nothing here imports LLaMA-Factory. What must be known of it, the recipe keys wi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 from ledpo_plugin.common.problem import Problem, RecipeError, problem, unknown
+from ledpo_plugin.facts import LOSSES, has_head, is_learned
 from ledpo_plugin.host.supported import is_plugin_recipe
-from ledpo_plugin.hparams import HEAD_MODES, LEARNED_MODES, argument_fields
-from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.hparams import argument_fields
 from ledpo_plugin.stages import STAGES
 
 from . import combinations, files, host_keys, mixture, packages, ranges, reference, rewards, rollouts, streaming, types
@@ -45,8 +46,7 @@ def check_recipe(
     if not isinstance(raw, Mapping):
         return [problem("recipe", raw, "a recipe is a mapping of keys to values", "write lines such as 'stage: ledpo'")]
     recipe = read(raw, host_keys, environ)
-    checks = CHECKS if with_files else [check for check in CHECKS if check not in OF_MACHINE]
-    return [found for check in checks for found in check(recipe)]
+    return [found for check, where in CHECKS.items() if with_files or where == "recipe" for found in check(recipe)]
 
 
 _RENAMED = {"new_special_tokens": "add_special_tokens"}  # by LLaMA-Factory; no other key sounds like the old name
@@ -66,64 +66,52 @@ def _check_keys(recipe: Reading) -> Iterator[Problem]:
         yield problem(key, value, "there is no such recipe key", fix)
 
 
-CHECKS: tuple[Callable[[Reading], Iterator[Problem]], ...] = (
-    _check_keys,
-    types.check_types,
-    combinations.check_stage,
-    combinations.check_loss,
-    ranges.check_choices,
-    combinations.check_mode,
-    ranges.check_ranges,
-    ranges.check_val_size,
-    ranges.check_head_widths,
-    ranges.check_beta_bounds,
-    combinations.check_smoothing,
-    combinations.check_head_source,
-    combinations.check_effect,
-    reference.check_reference_adapter,
-    reference.check_drawn_weights,
-    combinations.check_frozen_policy,
-    combinations.check_evaluated_head,
-    combinations.check_fill,
-    combinations.check_pissa,
-    combinations.check_batch,
-    host_keys.check_host_keys,
-    combinations.check_backends,
-    combinations.check_precision,
-    combinations.check_adapter_kind,
-    combinations.check_optimizers,
-    streaming.check_streaming,
-    mixture.check_mixture,
-    mixture.check_budget,
-    rollouts.check_rollouts,
-    rollouts.check_backend_installed,
-    rewards.check_rewards,
-    files.check_models,
-    files.check_adapters,
-    files.check_beta_head,
-    files.check_paths,
-    rewards.check_reward_files,
-    files.check_data_choice,
-    files.check_data,
-    packages.check_packages,
-    packages.check_rope,
-    files.check_reference_model,
-    streaming.check_tokenized_stream,
-)
-
-
-OF_MACHINE = (
-    rollouts.check_backend_installed,
-    files.check_models,
-    files.check_adapters,
-    files.check_beta_head,
-    files.check_paths,
-    files.check_data,
-    packages.check_packages,
-    packages.check_rope,
-    files.check_reference_model,
-    streaming.check_tokenized_stream,
-    rewards.check_reward_files,
+# Each check with what it looks at, in the order in which problems are listed.
+CHECKS: Mapping[Callable[[Reading], Iterator[Problem]], Literal["recipe", "machine"]] = MappingProxyType(
+    {
+        _check_keys: "recipe",
+        types.check_types: "recipe",
+        combinations.check_stage: "recipe",
+        combinations.check_loss: "recipe",
+        ranges.check_choices: "recipe",
+        combinations.check_mode: "recipe",
+        ranges.check_ranges: "recipe",
+        ranges.check_val_size: "recipe",
+        ranges.check_head_widths: "recipe",
+        ranges.check_beta_bounds: "recipe",
+        combinations.check_smoothing: "recipe",
+        combinations.check_head_source: "recipe",
+        combinations.check_effect: "recipe",
+        reference.check_reference_adapter: "recipe",
+        reference.check_drawn_weights: "recipe",
+        combinations.check_frozen_policy: "recipe",
+        combinations.check_evaluated_head: "recipe",
+        combinations.check_fill: "recipe",
+        combinations.check_pissa: "recipe",
+        combinations.check_batch: "recipe",
+        host_keys.check_host_keys: "recipe",
+        combinations.check_backends: "recipe",
+        combinations.check_precision: "recipe",
+        combinations.check_adapter_kind: "recipe",
+        combinations.check_optimizers: "recipe",
+        streaming.check_streaming: "recipe",
+        mixture.check_mixture: "recipe",
+        mixture.check_budget: "recipe",
+        rollouts.check_rollouts: "recipe",
+        rollouts.check_backend_installed: "machine",
+        rewards.check_rewards: "recipe",
+        files.check_models: "machine",
+        files.check_adapters: "machine",
+        files.check_beta_head: "machine",
+        files.check_paths: "machine",
+        rewards.check_reward_files: "machine",
+        files.check_data_choice: "recipe",
+        files.check_data: "machine",
+        packages.check_packages: "machine",
+        packages.check_rope: "machine",
+        files.check_reference_model: "machine",
+        streaming.check_tokenized_stream: "machine",
+    }
 )
 
 
@@ -167,10 +155,10 @@ def resolve_recipe(raw: Mapping[str, Any]) -> dict[str, Any]:
     mode = mode_of(raw, stage, loss)
     resolved = {**raw}
     _fill(resolved, {"pref_loss": loss.name, "beta_mode": mode, **recommended(raw, loss, mode)})
-    if mode in LEARNED_MODES and resolved.get("pref_beta") is not None:
+    if is_learned(mode) and resolved.get("pref_beta") is not None:
         beta = resolved["pref_beta"]
         _fill(resolved, {"beta_min": rounded(beta / SPREAD), "beta_max": rounded(beta * SPREAD)})
-    if mode in HEAD_MODES:
+    if has_head(mode):
         _fill(resolved, {"beta_head_source": "reference" if loss.needs_reference else "policy"})
     _fill(resolved, rollouts.rollout_defaults(resolved, stage, mode))
     idle = set(combinations.idle_keys(stage, loss, mode)) | set(rollouts.idle_in(resolved, stage, mode))

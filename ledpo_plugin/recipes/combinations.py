@@ -1,20 +1,11 @@
 """Which stage, loss, beta mode and host options go together, and which keys would have no effect."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ledpo_plugin.common.problem import Problem, problem, unknown
-from ledpo_plugin.hparams import (
-    ALTERNATE,
-    BETA_MODES,
-    FROZEN,
-    HEAD_MODES,
-    LEARNED_MODES,
-    ROLLOUT_STAGES,
-    argument_fields,
-)
-from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.losses._types import Loss
+from ledpo_plugin.facts import BETAS, LOSSES, Loss, either, has_head, is_learned, readers
+from ledpo_plugin.hparams import ALTERNATE, FROZEN, ROLLOUT_STAGES, argument_fields
 from ledpo_plugin.stages import STAGES, Stage
 
 from .reading import HOST_DEFAULTS, Reading, split_names, switched_on
@@ -25,8 +16,6 @@ PPO_KEYS = (
     *("reward_model", "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type"),
 )
 WEIGHTS = ("pref_ftx", "pref_bco_weight", "dpo_label_smoothing")  # 0 switches them off and is always allowed
-
-NEED_SMOOTHING = ("exo_pair",)
 
 _REFUSED_VARIABLES = {
     "USE_MCA": "Megatron (MCA) has its own trainer, without the LEDPO stages",
@@ -74,9 +63,9 @@ def check_mode(recipe: Reading) -> Iterator[Problem]:
     loss, mode = recipe.loss, recipe.mode
     if loss is None or mode is None or mode in loss.beta_modes:
         return
-    admitted = [name for name in BETA_MODES if name in loss.beta_modes]
-    why = f"the loss {loss.name} does not admit beta_mode {mode}: {loss.refusal or 'no rule is known for it'}"
-    yield problem("beta_mode", mode, why, f"set beta_mode to {_either(admitted)}, or choose another loss")
+    admitted = [name for name in BETAS if name in loss.beta_modes]
+    why = f"the loss {loss.name} does not admit beta_mode {mode}: {loss.refuses[BETAS[mode].kind]}"
+    yield problem("beta_mode", mode, why, f"set beta_mode to {either(admitted)}, or choose another loss")
 
 
 def check_smoothing(recipe: Reading) -> Iterator[Problem]:
@@ -84,8 +73,8 @@ def check_smoothing(recipe: Reading) -> Iterator[Problem]:
     value, loss = recipe.number("dpo_label_smoothing"), recipe.loss
     if value is None or loss is None:
         return
-    if value == 0 and loss.name in NEED_SMOOTHING:
-        why = f"the loss {loss.name} takes the logarithm of the label smoothing, so 0 will not do"
+    if value == 0 and loss.smoothing_needed:
+        why = f"the loss {loss.name} {loss.smoothing_needed}, so 0 will not do"
         usual = loss.recommended["dpo_label_smoothing"]
         yield problem("dpo_label_smoothing", value, why, f"set it above 0 (usual: {usual:g}), or remove it")
     if value <= 0 or loss.label_smoothing:
@@ -98,7 +87,7 @@ def check_smoothing(recipe: Reading) -> Iterator[Problem]:
 def check_head_source(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where the head would read a reference model that is not loaded."""
     loss = recipe.loss
-    wanted = recipe.mode in HEAD_MODES and recipe.raw.get("beta_head_source") == "reference"
+    wanted = has_head(recipe.mode) and recipe.raw.get("beta_head_source") == "reference"
     if wanted and loss is not None and not loss.needs_reference:
         why = f"the loss {loss.name} needs no reference model, so none is loaded"
         yield problem("beta_head_source", "reference", why, "set beta_head_source: policy")
@@ -112,7 +101,7 @@ def check_effect(recipe: Reading) -> Iterator[Problem]:
     if not recipe.is_set("ref_model"):
         without = ("no ref_model is set", "remove it, or set ref_model")
         idle = {**dict.fromkeys(REFERENCE_KEYS[1:], without), **idle}
-    if recipe.flag("freeze_policy") and recipe.mode in LEARNED_MODES:
+    if recipe.flag("freeze_policy") and is_learned(recipe.mode):
         idle["pref_ftx"] = ("freeze_policy keeps the policy as it is", "remove pref_ftx or freeze_policy")
     for key, (why, fix) in idle.items():
         value = recipe.raw.get(key)
@@ -126,21 +115,20 @@ def idle_keys(stage: Stage, loss: Loss, mode: str) -> dict[str, tuple[str, str]]
     for key, modes in _mode_keys().items():
         if mode not in modes:
             able = [name for name in modes if name in loss.beta_modes]
-            fix = f"remove it, or set beta_mode to {_either(able)}" if able else "remove it"
-            idle[key] = (f"beta_mode is {mode}, and it acts only with {_either(modes)}", fix)
-    for key, losses in option_keys().items():
+            fix = f"remove it, or set beta_mode to {either(able)}" if able else "remove it"
+            idle[key] = (f"beta_mode is {mode}, and it acts only with {either(modes)}", fix)
+    for key, losses in readers().items():
         if loss.name not in losses:
             fix = f"remove it, or {_how_to_choose(stage, losses)}"
-            idle[key] = (f"the loss is {loss.name}, and it acts only with {_either(losses)}", fix)
+            idle[key] = (f"the loss is {loss.name}, and it acts only with {either(losses)}", fix)
     if not loss.needs_reference:
         why = f"the loss {loss.name} needs no reference model"
         idle |= dict.fromkeys((*REFERENCE_KEYS, "pref_bco_weight"), (why, "remove it"))
-    if loss.name == "bco_pair":
-        idle["pref_bco_weight"] = ("the loss bco_pair is the BCO loss already", "remove it")
+    idle |= {key: (why, "remove it") for key, why in loss.idle.items()}
     for key, field in argument_fields().items():
         stages = field.metadata.get("stages", (stage.name,))
         if stage.name not in stages:
-            idle[key] = (f"it acts in {_either(stages)}, and this is stage {stage.name}", "remove it")
+            idle[key] = (f"it acts in {either(stages)}, and this is stage {stage.name}", "remove it")
         if field.metadata.get("data", loss.data) != loss.data:
             idle[key] = (f"it acts on pairs, and stage {stage.name} trains on single answers", "remove it")
     if loss.data == "unpaired":
@@ -149,7 +137,7 @@ def idle_keys(stage: Stage, loss: Loss, mode: str) -> dict[str, tuple[str, str]]
     if stage.rollouts:
         idle |= _idle_in_rollouts(stage)
     else:
-        idle |= dict.fromkeys(PPO_KEYS, (f"it acts in {_either(ROLLOUT_STAGES)}", "remove it"))
+        idle |= dict.fromkeys(PPO_KEYS, (f"it acts in {either(ROLLOUT_STAGES)}", "remove it"))
     return idle
 
 
@@ -168,19 +156,6 @@ def _mode_keys() -> dict[str, tuple[str, ...]]:
     return {key: field.metadata["modes"] for key, field in fields.items() if "modes" in field.metadata}
 
 
-def option_keys() -> dict[str, tuple[str, ...]]:
-    """Return the recipe keys that only some losses read, each with the names of those losses."""
-    losses: dict[str, list[str]] = {}
-    for key, field in argument_fields().items():
-        if "losses" in field.metadata:
-            losses[key] = list(field.metadata["losses"])
-    for name, loss in LOSSES.items():
-        for key in loss.options.values():
-            if name not in losses.setdefault(key, []):
-                losses[key].append(name)
-    return {key: tuple(names) for key, names in losses.items()}
-
-
 def _how_to_choose(stage: Stage, losses: Sequence[str]) -> str:
     needed = stage_for(LOSSES[losses[0]])
     if not STAGES[needed].any_loss:
@@ -192,7 +167,7 @@ def _how_to_choose(stage: Stage, losses: Sequence[str]) -> str:
 def check_frozen_policy(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where a frozen policy equals its reference, so that every margin is zero for ever."""
     loss, mode = recipe.loss, recipe.mode
-    if not recipe.flag("freeze_policy") or loss is None or mode not in LEARNED_MODES or not loss.needs_reference:
+    if not recipe.flag("freeze_policy") or loss is None or not is_learned(mode) or not loss.needs_reference:
         return
     if recipe.is_set("resume_from_checkpoint") or _policy_weights(recipe) != _reference_weights(recipe):
         return
@@ -229,7 +204,7 @@ def _weights(recipe: Reading, model: str, adapters: str) -> tuple[str, ...]:
 def check_evaluated_head(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where a learned beta is evaluated without one that was learned."""
     trains = recipe.raw.get("do_train") not in (None, False)
-    if trains or recipe.mode not in LEARNED_MODES or recipe.is_set("beta_head_path"):
+    if trains or not is_learned(recipe.mode) or recipe.is_set("beta_head_path"):
         return
     why = "nothing is trained and no beta_head_path is given, so beta would be pref_beta everywhere"
     fix = "set beta_head_path to the run's folder, or beta_mode: fixed"
@@ -252,13 +227,14 @@ def check_pissa(recipe: Reading) -> Iterator[Problem]:
 
 
 def check_batch(recipe: Reading) -> Iterator[Problem]:
-    """Yield a problem where beta-DPO would see one pair a step, which has no spread."""
+    """Yield a problem where a beta that compares pairs with each other would see one of them a step."""
     value = recipe.raw.get("per_device_train_batch_size")
     size = (
         HOST_DEFAULTS["per_device_train_batch_size"] if value is None else recipe.number("per_device_train_batch_size")
     )
-    if recipe.mode == "beta_dpo" and size is not None and size >= 1 and size * processes(recipe.environ) < 2:
-        why = "beta_dpo compares the pairs of one step over all processes, and there is only one pair"
+    batchwise = recipe.mode is not None and BETAS[recipe.mode].batchwise
+    if batchwise and size is not None and size >= 1 and size * processes(recipe.environ) < 2:
+        why = f"{recipe.mode} compares the pairs of one step over all processes, and there is only one pair"
         yield problem("per_device_train_batch_size", value, why, "set per_device_train_batch_size: 2 or more")
 
 
@@ -285,7 +261,7 @@ def check_backends(recipe: Reading) -> Iterator[Problem]:
 
 def check_precision(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where DeepSpeed's fp16 would scale the loss out of sight of beta's own optimizer."""
-    if recipe.flag("fp16") and recipe.is_set("deepspeed") and recipe.mode in LEARNED_MODES:
+    if recipe.flag("fp16") and recipe.is_set("deepspeed") and is_learned(recipe.mode):
         why = "DeepSpeed scales the fp16 loss inside its engine, so beta's own gradients cannot be unscaled"
         yield problem("fp16", True, why, "set bf16: true instead of fp16, or train without deepspeed")
 
@@ -307,8 +283,3 @@ def check_optimizers(recipe: Reading) -> Iterator[Problem]:
     if chosen and recipe.text("finetuning_type") == "lora":
         why = f"{chosen[0]} is an optimizer of whole weights, and finetuning_type is lora"
         yield problem(chosen[0], True, why, f"set finetuning_type: full, or remove {chosen[0]}")
-
-
-def _either(names: Iterable[str]) -> str:
-    *rest, last = names
-    return f"{', '.join(rest)} or {last}" if rest else last

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ledpo_plugin.common.problem import Problem, problem
 from ledpo_plugin.data.mixture import share_problem
+from ledpo_plugin.facts import BETAS
 
 from .combinations import processes
 from .reading import HOST_DEFAULTS, Reading
@@ -49,9 +50,15 @@ def _check_share(recipe: Reading, ratio: float) -> Iterator[Problem]:
 
 
 def check_budget(recipe: Reading) -> Iterator[Problem]:
-    """Yield a problem where the learning rate's schedule would be cut off by a budget."""
+    """Yield a problem where a schedule, of the learning rate or of beta, would be cut off by a budget."""
     schedule = recipe.text("lr_scheduler_type") or "linear"
+    beta = BETAS.get(recipe.mode or "")
     for key in ("budget_tokens", "budget_flops"):
+        if recipe.number(key) is not None and beta is not None and beta.kind == "scheduled":
+            why = f"{key} ends training at a step not known before, and beta_mode {beta.name} has to know it"
+            yield problem(
+                key, recipe.raw.get(key), why, f"give max_steps instead of {key}, or choose another beta_mode"
+            )
         if recipe.number(key) is not None and schedule not in ENDLESS:
             why = f"{key} ends training at a step not known before, and the schedule {schedule} has to know it"
             fix = f"set lr_scheduler_type to {' or '.join(ENDLESS)}, or give max_steps instead of {key}"

@@ -1,12 +1,13 @@
 """Whether each number lies where it makes sense and each name is a known one."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ledpo_plugin.common.problem import Problem, problem, unknown
-from ledpo_plugin.hparams import LEARNED_MODES, argument_fields
+from ledpo_plugin.facts import is_learned
+from ledpo_plugin.hparams import argument_fields
 
 from .reading import Reading, is_number
 
@@ -121,7 +122,7 @@ def check_choices(recipe: Reading) -> Iterator[Problem]:
             yield unknown(key, value, kind, map(str, choices))
 
 
-def _same_type(value: Any, choices: tuple[Any, ...]) -> bool:
+def _same_type(value: Any, choices: Sequence[Any]) -> bool:
     return type(value) is type(choices[0])
 
 
@@ -147,7 +148,7 @@ def check_head_widths(recipe: Reading) -> Iterator[Problem]:
 def check_beta_bounds(recipe: Reading) -> Iterator[Problem]:
     """Yield a problem where pref_beta, as training would use it, is not between beta_min and beta_max."""
     beta = recipe.pref_beta()
-    if recipe.mode not in LEARNED_MODES or not is_number(beta) or beta <= 0:
+    if not is_learned(recipe.mode) or not is_number(beta) or beta <= 0:
         return
     start = f"pref_beta, which is {beta:g}" + (
         "" if recipe.raw.get("pref_beta") is not None else " (recommended for this loss)"

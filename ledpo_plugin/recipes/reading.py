@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ledpo_plugin.betas import BETAS
-from ledpo_plugin.hparams import BETA_MODES, PPO
-from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.losses._types import Loss
+from ledpo_plugin.facts import BETAS, DEFAULT_REWARD, LOSSES, Loss
+from ledpo_plugin.hparams import PPO
 from ledpo_plugin.stages import STAGES, Stage
 
 ADAPTER_TYPES = ("lora", "oft")
@@ -26,7 +24,7 @@ RECOMMENDED_ROLLOUTS: Mapping[str, Any] = {
     "top_p": 1.0,
     "top_k": 0,
     "max_new_tokens": 256,
-    "reward_model_type": "lora",
+    "reward_model_type": DEFAULT_REWARD,
 }
 _ON = ("true", "y", "1")  # what LLaMA-Factory takes for an environment variable that is switched on
 _LARGEST = 1e300
@@ -96,7 +94,7 @@ def mode_of(raw: Mapping[Any, Any], stage: Stage | None, loss: Loss | None) -> s
     """Return the beta mode: the given one, else the stage's default where the loss admits it, else fixed."""
     given = raw.get("beta_mode")
     if given is not None:
-        return given if isinstance(given, str) and given in BETA_MODES else None
+        return given if isinstance(given, str) and given in BETAS else None
     if stage is None or loss is None:
         return None
     return stage.default_beta_mode if stage.default_beta_mode in loss.beta_modes else "fixed"
@@ -108,7 +106,7 @@ def recommended(raw: Mapping[Any, Any], loss: Loss, mode: str | None) -> dict[st
     values = {**loss.recommended, **(BETAS[mode].recommended if mode in BETAS else {})}
     if stage is not None and stage.name == PPO:
         values = dict(RECOMMENDED_PPO)
-        if mode != "fixed":
+        if mode in BETAS and BETAS[mode].kind != "constant":
             values["pref_beta"] = loss.recommended["pref_beta"]
     if stage is not None and stage.rollouts:
         values |= RECOMMENDED_ROLLOUTS

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ledpo_plugin.betas import BETAS
 from ledpo_plugin.common.problem import Problem, problem
+from ledpo_plugin.facts import BETAS
 from ledpo_plugin.host.arguments import DRAWN
 from ledpo_plugin.hparams import FROZEN
 from ledpo_plugin.reference.adapter import undecided

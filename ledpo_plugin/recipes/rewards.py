@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ledpo_plugin.common.problem import Problem, problem, unknown
-from ledpo_plugin.hparams import REWARD_TYPES
+from ledpo_plugin.facts import DEFAULT_REWARD, REWARDS, either
 from ledpo_plugin.modeling.adapters import CONFIG, WEIGHTS, below
 from ledpo_plugin.rewards._function import FunctionProblem, load_function
 from ledpo_plugin.rewards._reward_model import HEAD, without_head
@@ -17,30 +17,24 @@ from ledpo_plugin.rewards._runs import RunProblem, read_run, same_model
 from .files import looks_local
 from .reading import ADAPTER_TYPES, Reading, split_names
 
-ONLY_API = ("reward_timeout", "reward_retries")
-ONLY_FULL = ("reward_model_adapters", "reward_model_quantization_bit")
 HOW = (
-    "set reward_model to a reward model's folder, a LEDPO run, a server's URL or module:function, and "
-    f"reward_model_type to {', '.join(REWARD_TYPES[:-1])} or {REWARD_TYPES[-1]}"
+    f"set reward_model to {either(dict.fromkeys(reward.place for reward in REWARDS.values()))}, and "
+    f"reward_model_type to {either(REWARDS)}"
 )
 
 
 def kinds_of(raw: Mapping[str, Any]) -> list[str]:
     """Return the kind of each reward that a recipe names, as far as the recipe can be understood."""
     count = len(split_names(raw.get("reward_model")))
-    kinds = split_names(raw.get("reward_model_type")) or [REWARD_TYPES[0]]
+    kinds = split_names(raw.get("reward_model_type")) or [DEFAULT_REWARD]
     return kinds * count if len(kinds) == 1 else kinds
 
 
 def idle_in(raw: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the keys of rewards that have no effect in a recipe, each with why and what to do."""
     kinds = kinds_of(raw)
-    idle = {}
-    if "api" not in kinds:
-        idle |= dict.fromkeys(ONLY_API, ("no reward comes from a server", "remove it"))
-    if "full" not in kinds:
-        idle |= dict.fromkeys(ONLY_FULL, ("no reward model has weights of its own", "remove it"))
-    return idle
+    others = [reward for name, reward in REWARDS.items() if name not in kinds]
+    return {key: (reward.without, "remove it") for reward in others for key in reward.keys}
 
 
 def _judged_elsewhere(recipe: Reading) -> bool:
@@ -63,8 +57,8 @@ def check_rewards(recipe: Reading) -> Iterator[Problem]:
         yield problem("reward_model", raw["reward_model"], why, "name a reward there, or remove the comma")
     kinds, count = split_names(raw.get("reward_model_type")), len(wheres)
     for kind in dict.fromkeys(kinds):
-        if kind not in REWARD_TYPES:
-            yield unknown("reward_model_type", kind, "kind of reward", REWARD_TYPES)
+        if kind not in REWARDS:
+            yield unknown("reward_model_type", kind, "kind of reward", REWARDS)
     if len(kinds) > 1 and len(kinds) != count:
         why = f"there are {len(kinds)} kinds for {_rewards(count)}"
         fix = "write one kind for all, or as many as reward_model has names"

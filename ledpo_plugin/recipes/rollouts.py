@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.betas import BETAS
 from ledpo_plugin.common.problem import Problem, problem
-from ledpo_plugin.hparams import ALTERNATE, HEAD_MODES, PPO, argument_fields
+from ledpo_plugin.facts import BETAS, has_head, is_learned
+from ledpo_plugin.hparams import ALTERNATE, PPO, argument_fields
 from ledpo_plugin.stages import Stage
 
 from .reading import HOST_DEFAULTS, Reading, recommended
@@ -26,7 +26,7 @@ def rollout_defaults(raw: Mapping[str, Any], stage: Stage, mode: str) -> dict[st
     if not stage.rollouts:
         return {}
     estimator = raw.get("advantage_estimator") or argument_fields()["advantage_estimator"].default
-    control = raw.get("kl_control") or ("beta" if mode in HEAD_MODES else "fixed")
+    control = raw.get("kl_control") or ("beta" if has_head(mode) else "fixed")
     grouped = estimator in GROUPS or raw.get("rollout_pairs") is True
     found = {
         "num_generations": GROUP if grouped else 1,
@@ -36,7 +36,7 @@ def rollout_defaults(raw: Mapping[str, Any], stage: Stage, mode: str) -> dict[st
     }
     if control == "beta":
         found["kl_coef"] = raw.get("pref_beta")  # of the whole recipe, with what was recommended filled in
-    if mode in HEAD_MODES:
+    if has_head(mode):
         found["beta_head_source"] = "reference"
     return found
 
@@ -54,8 +54,8 @@ def idle_in(raw: Mapping[str, Any], stage: Stage, mode: str) -> dict[str, tuple[
     if control != "adaptive":
         fix = "remove it, or set kl_control: adaptive"
         idle |= dict.fromkeys(ONLY_ADAPTIVE, (f"kl_control is {control}, and it acts only with adaptive", fix))
-    if stage.name == PPO and mode == "fixed":
-        why = "beta_mode is fixed, and no preference loss is trained; the weight of the KL is kl_coef"
+    if stage.name == PPO and BETAS[mode].kind == "constant":
+        why = f"beta_mode is {mode}, and no preference loss is trained; the weight of the KL is kl_coef"
         idle["pref_beta"] = (why, "remove it, or set kl_coef")
     if stage.name == PPO and raw.get("rollout_pairs") is not True:
         keys = ("beta_lr_ratio", "beta_penalty", "beta_center", "dpo_label_smoothing")
@@ -106,10 +106,12 @@ def _check_loss(recipe: Reading) -> Iterator[Problem]:
     if recipe.stage.name == ALTERNATE and loss is not None and not loss.needs_reference:
         why = f"the PPO phases hold on to a reference, and the loss {loss.name} would train without one"
         yield problem("pref_loss", loss.name, why, "choose a loss with a reference, such as sigmoid")
-    per_prompt = BETAS[mode].cls.needs <= {"hidden", "prompt_nll"}
-    if recipe.stage.name == PPO and not per_prompt:
+    if recipe.stage.name == PPO and not BETAS[mode].before_answers:
         why = f"beta_mode {mode} decides beta from pairs of answers, and rollouts have none"
         yield problem("beta_mode", mode, why, "set beta_mode: head, or remove beta_mode")
+    elif recipe.stage.name == PPO and BETAS[mode].kind == "scheduled":
+        why = f"beta_mode {mode} changes beta in a preference loss, and stage {PPO} trains on none"
+        yield problem("beta_mode", mode, why, f"remove beta_mode, or set stage: {ALTERNATE}")
 
 
 def _whole(recipe: Reading, key: str) -> int | None:
@@ -177,12 +179,11 @@ def _context(model: str | None) -> int | None:
 def _check_kl(recipe: Reading) -> Iterator[Problem]:
     raw, mode = recipe.raw, recipe.mode
     control = raw.get("kl_control") or rollout_defaults(raw, recipe.stage, mode)["kl_control"]
-    per_prompt = BETAS[mode].cls.needs <= {"hidden", "prompt_nll"}
-    if control == "beta" and not (BETAS[mode].learned and per_prompt):
+    if control == "beta" and not (is_learned(mode) and BETAS[mode].before_answers):
         why = f"beta_mode {mode} has no beta(x) that could weigh the KL of a prompt"
         yield problem("kl_control", "beta", why, "set beta_mode: head, or kl_control: fixed or adaptive")
         return
-    if recipe.stage.name == PPO and BETAS[mode].learned:
+    if recipe.stage.name == PPO and is_learned(mode):
         if control != "beta" and not recipe.flag("rollout_pairs"):
             why = f"beta(x) decides nothing here: kl_control is {control}"
             yield problem("beta_mode", mode, why, "set kl_control: beta, or remove beta_mode")

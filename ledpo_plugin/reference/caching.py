@@ -30,14 +30,14 @@ RANDOM_WEIGHTS = ("resize_vocab", "mixture_of_depths", "train_from_scratch")  # 
 
 def why_not(args: Any, loss: Any, strategy: BetaStrategy, datasets: Mapping[str, Any]) -> str | None:
     """Return why the reference cannot be cached, "" if there is none to cache, or None if it can."""
-    if not (loss.needs_reference or strategy.needs_reference):
+    if not (loss.needs_reference or strategy.mode.needs_reference):
         return ""
     if args.disable_reference_cache:
         return "disable_reference_cache is true"
     if loss.data != "pairs":
         return "it holds pairs, and this stage trains on single answers"
     if "epsilon_step" in strategy.needs:
-        return "beta_mode epsilon_dpo needs the reference's full logits at every step"
+        return f"beta_mode {strategy.mode.name} needs the reference's full logits at every step"
     for data in datasets.values():
         if is_streamed(data):
             return "streamed data has no fixed rows"

@@ -1,21 +1,18 @@
 """Rewards of answers: from reward models, trained runs, servers and functions; several of them weighted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ._api import ServerReward
-from ._function import FunctionReward
-from ._implicit import build_implicit
-from ._reward_model import build_full, build_lora
+from ledpo_plugin.facts import REWARDS, implementation
+
 from ._types import NONE, RewardBatch, RewardError, RewardOutput, Source
 from ._wanted import Wanted, wanted
 
-__all__ = ["SOURCES", "RewardBatch", "RewardError", "RewardOutput", "Rewards", "build_rewards"]
+__all__ = ["RewardBatch", "RewardError", "RewardOutput", "Rewards", "build_rewards"]
 
 
 @dataclass(frozen=True)
@@ -35,28 +32,6 @@ class Context:
     def rows(self) -> int:
         """Answers a pass of a reward model: as many as a step of training takes, as in LLaMA-Factory."""
         return self.training_args.per_device_train_batch_size
-
-
-def _api(one: Wanted, context: Context) -> Source:
-    own = context.finetuning_args
-    server = ServerReward(
-        one.where, timeout=own.reward_timeout, retries=own.reward_retries, batch_size=context.rows, log=context.log
-    )
-    messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
-    prompt, answer = context.template.encode_oneturn(context.tokenizer, messages)
-    server.try_out(context.tokenizer.decode([*prompt, *answer], skip_special_tokens=False))
-    context.log(f"Reward {one.name}: the server {server.shown}, which answered.")
-    return server
-
-
-def _function(one: Wanted, context: Context) -> Source:
-    context.log(f"Reward {one.name}: the function {one.where}.")
-    return FunctionReward(one.where)
-
-
-SOURCES: Mapping[str, Callable[[Wanted, Context], Source]] = MappingProxyType(
-    {"lora": build_lora, "full": build_full, "api": _api, "implicit": build_implicit, "function": _function}
-)
 
 
 class Rewards:
@@ -140,4 +115,5 @@ def build_rewards(
     context = Context(model, tokenizer, template, model_args, data_args, training_args, finetuning_args, log)
     own = finetuning_args
     rows = wanted(own.reward_model, own.reward_model_type, own.reward_weights)
-    return Rewards([SOURCES[one.kind](one, context) for one in rows], rows, own.reward_clip)
+    sources = [implementation(REWARDS[one.kind].where, __name__)(one, context) for one in rows]
+    return Rewards(sources, rows, own.reward_clip)

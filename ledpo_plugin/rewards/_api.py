@@ -191,3 +191,20 @@ def _asked_wait(headers: httpx.Headers) -> float | None:
         except (TypeError, ValueError):
             return None
     return min(max(seconds, 0.0), LONGEST_ASKED_WAIT) if seconds == seconds else None
+
+
+def build_api(one: Any, context: Any) -> ServerReward:
+    """Return the rewards of a server, which has answered once.
+
+    Raises:
+        RewardError: it does not answer as it should.
+    """
+    own = context.finetuning_args
+    server = ServerReward(
+        one.where, timeout=own.reward_timeout, retries=own.reward_retries, batch_size=context.rows, log=context.log
+    )
+    messages = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+    prompt, answer = context.template.encode_oneturn(context.tokenizer, messages)
+    server.try_out(context.tokenizer.decode([*prompt, *answer], skip_special_tokens=False))
+    context.log(f"Reward {one.name}: the server {server.shown}, which answered.")
+    return server

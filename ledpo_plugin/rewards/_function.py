@@ -142,3 +142,13 @@ class FunctionReward:
                 "return one number per answer, in their order, or None where it cannot judge."
             )
         return as_rewards(numbers)
+
+
+def build_function(one: Any, context: Any) -> FunctionReward:
+    """Return the rewards of a function.
+
+    Raises:
+        RewardError: it cannot be imported or does not fit.
+    """
+    context.log(f"Reward {one.name}: the function {one.where}.")
+    return FunctionReward(one.where)

@@ -8,13 +8,13 @@ from torch import Tensor
 from ledpo_plugin.betas import BetaFeatures, BetaStrategy
 from ledpo_plugin.modeling.adapters import below, is_peft, names_of
 from ledpo_plugin.modeling.forward import RowOutput, forward_rows
-from ledpo_plugin.modeling.head_file import HeadFileError, build_strategy, load_head
+from ledpo_plugin.modeling.head_file import HeadFileError, build_strategy, load_head, progress_of
 from ledpo_plugin.modeling.logit_positions import plan_of_rows
 from ledpo_plugin.modeling.logps import IGNORE
 
 from ._adapters import Speaker, add_adapter, as_loaded
 from ._models import in_parts, load_other, passes
-from ._runs import FROM_PROMPT, Run, RunProblem, read_run, same_model, same_models
+from ._runs import Run, RunProblem, read_run, same_model, same_models
 from ._types import NONE, RewardBatch, RewardError
 
 
@@ -68,7 +68,7 @@ class ImplicitReward:
         plan = plan_of_rows(ids, labels, mask, prompts="prompt_nll" in self.strategy.needs)
         planned = inputs | plan.to_batch()
         source = self.run.head["arguments"]["beta_head_source"]
-        wants = frozenset(self.strategy.needs & FROM_PROMPT)
+        wants = self.strategy.needs
         none = frozenset()
         policy = self._pass(self.policy, planned, wants if source == "policy" else none, model)
         reference = self._pass(self.reference, planned, none if source == "policy" else wants, model)
@@ -76,7 +76,13 @@ class ImplicitReward:
         if self.run.loss.length_normalised:
             ratio = ratio / policy.lengths
         read = policy if source == "policy" else reference
-        features = BetaFeatures(size=len(ids), hidden=read.hidden, prompt_nll=read.prompt_nll, training=False)
+        features = BetaFeatures(
+            size=len(ids),
+            hidden=read.hidden,
+            prompt_nll=read.prompt_nll,
+            training=False,
+            progress=progress_of(self.run.folder),
+        )
         return self.strategy.to(ratio.device)(features).beta * ratio
 
     @staticmethod

@@ -4,18 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.betas import BETAS
 from ledpo_plugin.common.run_record import RECORD, read_record
+from ledpo_plugin.facts import BETAS, LOSSES, Loss
 from ledpo_plugin.host.arguments import DRAWN
 from ledpo_plugin.hparams import FROZEN
-from ledpo_plugin.losses import LOSSES
-from ledpo_plugin.losses._types import Loss
 from ledpo_plugin.modeling.adapters import CONFIG, WEIGHTS, below, names_of
 from ledpo_plugin.modeling.head_file import HeadFileError, load_config
 from ledpo_plugin.reference.cache import default_folder, files_hash
 from ledpo_plugin.stages import STAGES
-
-FROM_PROMPT = frozenset({"hidden", "prompt_nll"})  # what a beta strategy may need and still be a function of the prompt
 
 
 class RunProblem(ValueError):
@@ -79,7 +75,7 @@ def read_run(where: str) -> Run:
     except HeadFileError as error:
         raise RunProblem(f"its beta cannot be read ({error})", need) from None
     mode = head["beta_mode"]
-    if mode not in BETAS or not BETAS[mode].cls.needs <= FROM_PROMPT:
+    if mode not in BETAS or not BETAS[mode].before_answers:
         why = f"its beta_mode {mode} decides beta from pairs of answers, so that one answer has no reward"
         raise RunProblem(why, "name a run with beta_mode head, ppl, global or fixed")
     has_adapter = (folder / CONFIG).is_file()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ledpo_plugin.facts import REWARDS
+
 ADDED_UP = frozenset({"mean", "std", "failed"})  # what the log calls the sum of all
 _ODD = re.compile(r"[^\w.-]+")
 
@@ -13,7 +15,7 @@ _ODD = re.compile(r"[^\w.-]+")
 class Wanted:
     """One source of rewards, as the recipe names it."""
 
-    kind: str  # of REWARD_TYPES
+    kind: str  # of ledpo_plugin.facts.REWARDS
     where: str  # folder or hub name, URL, module:function
     weight: float
     name: str  # in the log; no two are alike
@@ -28,9 +30,10 @@ def names_of(kinds: Sequence[str], wheres: Sequence[str]) -> list[str]:
     """Return a short name for each source: its folder's, its function's, or `api` (a URL may hold what is secret)."""
     names: list[str] = []
     for kind, where in zip(kinds, wheres, strict=True):
-        if kind == "api":
-            name = "api"
-        elif kind == "function":
+        called = REWARDS[kind].called
+        if called == "kind":
+            name = kind
+        elif called == "function":
             name = where.rpartition(":")[2]
         else:
             name = where.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -157,7 +157,13 @@ class ExperienceMaker:
         if not (self.by_beta or self.trains_head):
             return None, None, None
         source = reference if self.args.beta_head_source == "reference" else policy
-        features = BetaFeatures(size=size, hidden=source.hidden, prompt_nll=source.prompt_nll, training=False)
+        features = BetaFeatures(
+            size=size,
+            hidden=source.hidden,
+            prompt_nll=source.prompt_nll,
+            training=False,
+            progress=self.trainer.progress(),
+        )
         values = (self.trainer.strategy(features).beta, source.hidden, source.prompt_nll)
         return tuple(None if value is None else value.float().cpu() for value in values)
 

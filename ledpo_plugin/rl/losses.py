@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ledpo_plugin.betas import BetaFeatures, BetaStrategy
-from ledpo_plugin.losses import LOSSES, PairLogps
+from ledpo_plugin.betas import BetaFeatures, BetaStrategy, Progress
+from ledpo_plugin.losses import PairLogps, function_of
 from ledpo_plugin.training.side_optimizer import mean_over_ranks
 
 from .kl import kl_per_token
@@ -60,7 +60,7 @@ def value_losses(
 
 
 def head_loss(
-    rollout: Rollout, strategy: BetaStrategy, args: Any, device: torch.device
+    rollout: Rollout, strategy: BetaStrategy, args: Any, device: torch.device, progress: Progress
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Return LEDPO's loss of the rollout's own pairs, in beta alone: their margins are those of the rollout.
 
@@ -78,13 +78,14 @@ def head_loss(
         size=size,
         hidden=None if rollout.pair_hidden is None else rollout.pair_hidden.to(device),
         prompt_nll=None if rollout.pair_nll is None else rollout.pair_nll.to(device),
+        progress=progress,
         training=False,  # running statistics are over all processes, which differ in their number of pairs
     )
     output = strategy(features)
     margin = rollout.pair_margin.to(device)
     zeros, ones = torch.zeros(size, device=device), torch.ones(size, device=device)
     logps = PairLogps(margin, zeros, zeros, zeros, ones, ones)
-    losses = LOSSES["sigmoid"].function(logps, output.beta, label_smoothing=args.dpo_label_smoothing).losses
+    losses = function_of("sigmoid")(logps, output.beta, label_smoothing=args.dpo_label_smoothing).losses
     if output.log_ratio is not None:
         losses = losses + args.beta_penalty * output.log_ratio.square()
     return losses.sum() / pairs, (output.beta, margin)

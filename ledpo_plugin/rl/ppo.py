@@ -174,7 +174,9 @@ class PpoPhase:
             loss = loss + token_mean(of_values, part["mask"], count=share)
             losses, report = losses + of_values, report | value_report
         if micro == 0 and self.experience.trains_head:
-            of_head, pairs = head_loss(self.rollout, trainer.strategy, self.args, trainer.args.device)
+            of_head, pairs = head_loss(
+                self.rollout, trainer.strategy, self.args, trainer.args.device, trainer.progress()
+            )
             loss = loss + sizes.accumulated * of_head
             if pairs is not None:
                 trainer.note_pairs(*pairs)

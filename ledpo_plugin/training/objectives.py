@@ -1,15 +1,15 @@
 """From a batch to its loss: passes, beta of each example, the loss's values, and the columns that are reported."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ledpo_plugin.betas import BetaFeatures, BetaOutput, BetaStrategy, epsilon_steps
-from ledpo_plugin.hparams import LEARNED_MODES
-from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps
+from ledpo_plugin.betas import BetaFeatures, BetaOutput, BetaStrategy, Progress, epsilon_steps
+from ledpo_plugin.facts import is_learned
+from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps, function_of
 from ledpo_plugin.modeling.forward import Mixture, RowOutput, kinds_of_tokens
 from ledpo_plugin.modeling.logit_positions import PREFIX
 
@@ -21,7 +21,7 @@ from .side_optimizer import mean_over_ranks
 
 def at_bounds(beta: Tensor, args: Any) -> Tensor:
     """Return 1.0 where a learned beta is within 1 % of the width (in ln beta) of one of its bounds, `[B]`."""
-    if args.beta_mode not in LEARNED_MODES:
+    if not is_learned(args.beta_mode):
         return torch.zeros_like(beta)
     low, high = math.log(args.beta_min), math.log(args.beta_max)
     place = (beta.log() - low) / (high - low)
@@ -37,7 +37,14 @@ class Objective:
     """The loss of a batch of preferences; subclasses say what one kind of data needs."""
 
     def __init__(
-        self, *, args: Any, strategy: BetaStrategy, passes: Passes, reward_mean: RunningMean, accelerator: Any
+        self,
+        *,
+        args: Any,
+        strategy: BetaStrategy,
+        passes: Passes,
+        reward_mean: RunningMean,
+        accelerator: Any,
+        progress: Callable[[], Progress],
     ) -> None:
         """Set up the objective.
 
@@ -47,10 +54,12 @@ class Objective:
             passes: of policy and reference.
             reward_mean: BCO's running mean of rewards, kept in checkpoints.
             accelerator: of the run, for what examples of all processes decide.
+            progress: says how far the run has come.
         """
         self.args, self.strategy, self.passes = args, strategy, passes
         self.loss = LOSSES[args.pref_loss]
-        self.reward_mean, self.accelerator = reward_mean, accelerator
+        self.loss_function = function_of(self.loss.name)
+        self.reward_mean, self.accelerator, self.progress = reward_mean, accelerator, progress
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean loss, and one column `[B]` of numbers per quantity to report.
@@ -65,15 +74,6 @@ class Objective:
     def summarise(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the metrics of columns `[N]` of the objective."""
         raise NotImplementedError
-
-    def _loss_options(self) -> dict[str, Any]:
-        args = self.args
-        options = {keyword: getattr(args, key) for keyword, key in self.loss.options.items()}
-        if "gamma_beta_ratio" in options:
-            options["gamma_beta_ratio"] = args.simpo_gamma / args.pref_beta
-        if self.loss.label_smoothing:
-            options["label_smoothing"] = args.dpo_label_smoothing
-        return options
 
     def _mean_loss(self, losses: Tensor, beta: BetaOutput) -> Tensor:
         if beta.weights is not None:
@@ -90,16 +90,17 @@ class PairObjective(Objective):
     def __call__(self, model, batch, training):
         """Return the mean loss and the columns of `pair_metrics`."""
         reference, mixture = None, None
-        if self.loss.needs_reference or self.strategy.needs_reference:
+        if self.loss.needs_reference or self.strategy.mode.needs_reference:
             reference = self.passes.reference_rows(model, batch, counted=training)
         if "epsilon_step" in self.strategy.needs:
-            mixture = Mixture(reference.logits, self.args.epsilon_dpo_epsilon)
+            mixture = Mixture(reference.logits, self.strategy.epsilon)
         policy = self.passes.policy_rows(model, batch, counted=training, mixture=mixture)
         logps = self._pair_logps(policy, reference)
         with torch.no_grad():
             features = self._features(logps, policy, reference, training)
         beta = self.strategy(features)
-        output = self.loss.function(logps, beta.beta, **self._loss_options(), **self._delta(logps, beta, training))
+        options = self.loss.options_of(self.args) | self._delta(logps, beta, training)
+        output = self.loss_function(logps, beta.beta, **options)
         losses = self._with_bco(output.losses, logps, beta, training)
         nll = -logps.policy_chosen / logps.chosen_length
         if self.args.pref_ftx > 0:
@@ -159,6 +160,7 @@ class PairObjective(Objective):
             gather=self.accelerator.gather,
             rank=self.accelerator.process_index,
             training=training,
+            progress=self.progress(),
         )
 
     @staticmethod
@@ -188,7 +190,7 @@ class PairObjective(Objective):
         if weight == 0:
             return losses
         delta = self._mean_reward(logps, beta, training)
-        bco = LOSSES["bco_pair"].function(logps, beta.beta, delta=delta).losses
+        bco = function_of("bco_pair")(logps, beta.beta, delta=delta).losses
         return (losses + weight * bco) / (1.0 + weight)
 
 
@@ -216,9 +218,10 @@ class UnpairedObjective(Objective):
                 gather=self.accelerator.gather,
                 rank=self.accelerator.process_index,
                 training=training,
+                progress=self.progress(),
             )
         )
-        output = self.loss.function(logps, beta.beta, **self._loss_options())
+        output = self.loss_function(logps, beta.beta, **self.loss.options_of(self.args))
         losses, extra = output.losses, {}
         if self.args.pref_ftx > 0:
             nll = -policy.logps / policy.lengths

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import is_fsdp_enabled
 
-from ledpo_plugin.betas import BetaStrategy
+from ledpo_plugin.betas import BetaStrategy, Progress
 from ledpo_plugin.data.mixture import SFT, Mixed
 from ledpo_plugin.data.token_rows import is_streamed
 from ledpo_plugin.host.distributed import prepare_reference
@@ -96,6 +96,7 @@ class PreferenceTrainer(HostTrainer):
             passes=self.passes,
             reward_mean=self.beta_training.reward_mean,
             accelerator=self.accelerator,
+            progress=self.progress,
         )
         self.add_host_callbacks(processor)
         if self.caches:
@@ -167,6 +168,10 @@ class PreferenceTrainer(HostTrainer):
             self.passes.reference_rows(self.model, batch, counted=False)
 
     # ---- loss
+
+    def progress(self) -> Progress:
+        """Return how far the run has come."""
+        return Progress(self.state.global_step, self.state.max_steps)
 
     def _loss_and_columns(self, model, inputs, training):
         batch = {key: value for key, value in inputs.items() if not key.startswith(SFT)}

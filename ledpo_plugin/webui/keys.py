@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from ledpo_plugin.hparams import REWARD_TYPES, LedpoArguments, argument_fields
-from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.facts import LOSSES, REWARDS, readers
+from ledpo_plugin.hparams import LedpoArguments, argument_fields
 from ledpo_plugin.recipes import rollouts
 from ledpo_plugin.recipes.combinations import idle_keys
 from ledpo_plugin.recipes.ranges import BOUNDS
@@ -80,7 +80,7 @@ _HOST = (
     ("ref_model", "loss", "text", (), "Folder or name of the reference. Left out: the model without its adapter."),
     ("ref_model_adapters", "loss", "text", (), "Folders of the reference's adapters."),
     ("reward_model", "rollout", "text", (), _REWARD),
-    ("reward_model_type", "rollout", "dropdown", REWARD_TYPES, _KIND),
+    ("reward_model_type", "rollout", "dropdown", tuple(REWARDS), _KIND),
     ("ppo_buffer_size", "rollout", "number", (), "Batches of prompts in a rollout."),
     ("ppo_epochs", "rollout", "number", (), "How often a rollout is trained on."),
     ("ppo_target", "rollout", "number", (), "KL per answer, in nats, that kl_control adaptive holds to."),
@@ -159,7 +159,7 @@ def _plugin_key(name: str, hints: Mapping[str, Any]) -> Key:
 def _section(name: str, facts: Mapping[str, Any]) -> str:
     if "stages" in facts:
         return "rollout"
-    if "losses" in facts or name == "reference_adapter":
+    if name in readers() or name == "reference_adapter":
         return "loss"
     if "modes" in facts or name == "beta_mode":
         return "beta"

@@ -22,17 +22,20 @@ from ledpo_plugin.betas import (
     HeadBeta,
     MallowsBeta,
     PplBeta,
+    Progress,
     epsilon_steps,
     mixture_token_logps,
+    strategy_class,
 )
 from ledpo_plugin.betas._maps import ACTIVATIONS, Bounds
-from ledpo_plugin.hparams import BETA_MODES, HEAD_ACTIVATIONS, HEAD_MODES, LEARNED_MODES, LedpoArguments
+from ledpo_plugin.facts import HEAD_ACTIVATIONS, has_head, is_learned
+from ledpo_plugin.hparams import LedpoArguments
 
 BETA0, SIZE, WIDTH = 0.1, 8, 16
 
 
 def features(seed=0, size=SIZE, training=True, **changes):
-    """A batch with every feature set."""
+    """A batch with every feature set, a third of the way through the run."""
     generator = torch.Generator().manual_seed(seed)
     values = {
         "hidden": torch.randn(size, WIDTH, generator=generator),
@@ -41,7 +44,7 @@ def features(seed=0, size=SIZE, training=True, **changes):
         "reference_entropy": 0.02 + 0.1 * torch.rand(size, generator=generator),
         "epsilon_step": torch.randint(-1, 2, (size,), generator=generator).float(),
     }
-    return BetaFeatures(size=size, training=training, **{**values, **changes})
+    return BetaFeatures(size=size, training=training, **{"progress": Progress(2, 6), **values, **changes})
 
 
 CASES = {name: (name, {}) for name in BETAS}
@@ -54,14 +57,14 @@ CASES |= {
     "ppl inverse": ("ppl", {"beta_ppl_power": -1}),
     "beta_dpo unfiltered": ("beta_dpo", {"beta_dpo_filter": 0.0}),
 }
-LEARNED = [case for case, (name, _) in CASES.items() if BETAS[name].learned]
+LEARNED = [case for case, (name, _) in CASES.items() if is_learned(name)]
 EXACT_AT_START = [case for case, (name, _) in CASES.items() if name in ("fixed", "global", "head")]
 
 
 def build(case, seed=0, beta0=BETA0):
     """Build the strategy as the trainer does: from a recipe's arguments."""
     name, options = CASES[case]
-    return BETAS[name].cls.from_arguments(LedpoArguments(**options), beta0=beta0, hidden_size=WIDTH, seed=seed)
+    return strategy_class(name).from_arguments(LedpoArguments(**options), beta0=beta0, hidden_size=WIDTH, seed=seed)
 
 
 def perturb(strategy, seed=0, size=0.5):
@@ -104,10 +107,10 @@ def test_only_what_it_declares_is_needed(case):
     strategy = build(case)
     whole = features()
     wanted = {name: getattr(whole, name) for name in strategy.needs}
-    strategy(BetaFeatures(size=SIZE, **wanted))
+    strategy(BetaFeatures(size=SIZE, progress=whole.progress, **wanted))
     for missing in strategy.needs:
         with pytest.raises(ValueError, match=f"needs the feature '{missing}', which is not set"):
-            strategy(BetaFeatures(size=SIZE, **{**wanted, missing: None}))
+            strategy(BetaFeatures(size=SIZE, progress=whole.progress, **{**wanted, missing: None}))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -249,22 +252,22 @@ def test_fp32_under_autocast_and_a_bf16_default(case):
 
 @pytest.mark.parametrize("name", BETAS)
 def test_the_row_tells_the_truth(name):
-    mode = BETAS[name]
+    mode, cls = BETAS[name], strategy_class(name)
     assert mode.name == name
-    assert issubclass(mode.cls, BetaStrategy)
-    assert mode.learned == mode.cls.learned == (name in LEARNED_MODES)
-    assert mode.needs_reference == mode.cls.needs_reference
-    assert mode.cls.needs <= set(BetaFeatures.__dataclass_fields__)
-    assert ("hidden" in mode.cls.needs) == (name in HEAD_MODES)
-    assert all((mode.formula, mode.source, mode.summary.endswith("."), mode.cls.__doc__))
-    parameters = list(inspect.signature(mode.cls).parameters.values())
+    assert issubclass(cls, BetaStrategy)
+    assert build(name).mode is mode
+    assert (mode.kind == "learned") == is_learned(name)
+    assert mode.needs <= set(BetaFeatures.__dataclass_fields__)
+    assert ("hidden" in mode.needs) == has_head(name)
+    assert all((mode.formula, mode.source, mode.summary.endswith("."), cls.__doc__))
+    parameters = list(inspect.signature(cls).parameters.values())
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters)
     assert all(p.default is not p.empty for p in parameters if p.name != "hidden_size")
-    assert bool(list(build(name).parameters())) == mode.learned
+    assert bool(list(build(name).parameters())) == is_learned(name)
 
 
 def test_the_tables_are_complete_and_read_only():
-    assert tuple(BETAS) == BETA_MODES
+    assert tuple(BETAS) == tuple(LedpoArguments.__dataclass_fields__["beta_mode"].metadata["choices"])
     assert set(ACTIVATIONS) == set(HEAD_ACTIVATIONS)
     with pytest.raises(TypeError):
         BETAS["fixed"] = BETAS["global"]
@@ -289,7 +292,7 @@ OPTIONS = {
 @pytest.mark.parametrize("key", OPTIONS)
 def test_each_recipe_key_arrives(key):
     name, value, read = OPTIONS[key]
-    built = lambda **options: BETAS[name].cls.from_arguments(  # noqa: E731
+    built = lambda **options: strategy_class(name).from_arguments(  # noqa: E731
         LedpoArguments(**options), beta0=BETA0, hidden_size=WIDTH
     )
     assert read(built(**{key: value})) == value

@@ -1,11 +1,24 @@
 """Diversity, repetition and accuracy of texts: hand-worked values, and sacrebleu for self-BLEU."""
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from sacrebleu.metrics import BLEU
 
-from eval_harness.text import distinct, final_number, numeric_accuracy, repetition, self_bleu
+from eval_harness.text import (
+    TEXT_METRICS,
+    distinct,
+    final_number,
+    numeric_accuracy,
+    repetition,
+    self_bleu,
+    text_metrics,
+)
+from ledpo_plugin.cli.tables import metrics_table, refresh
+from ledpo_plugin.experiments.definition.metrics import known_metrics
+from ledpo_plugin.experiments.measuring.columns import of_answers, of_generations
+from ledpo_plugin.experiments.report import formatting
 
 
 def test_distinct_counts_over_all_texts():
@@ -85,3 +98,40 @@ def test_numeric_accuracy(output, answer, right):
 def test_numeric_accuracy_needs_a_right_number():
     with pytest.raises(ValueError, match="has no number"):
         numeric_accuracy("2", "two")
+
+
+# --- The table: a row is measured, reported and documented by itself --------------------------------------------------
+
+ANSWERS = [
+    {"output": "a b a b a b", "ids": [1, 2, 1, 2, 1, 2], "ended": True},
+    {"output": "a b c", "ids": [1, 2, 3], "ended": False},
+    {"output": "", "ids": [], "ended": True},
+]
+# Of these answers, by hand: 9 tokens, 3 of them distinct; 7 bigrams, 12 21 23 distinct; of the first one's three
+# 4-grams one came before, and the others have none.
+EXPECTED = {"distinct1": 3 / 9, "length": 3, "ended": 2 / 3, "distinct2": 3 / 7, "repetition": 1 / 3}
+
+
+def test_every_text_metric_has_a_value_that_was_worked_out_by_hand():
+    assert text_metrics(ANSWERS, drawn=True) == pytest.approx(EXPECTED)
+    assert text_metrics([], drawn=True) == {}
+
+
+@pytest.mark.parametrize("name", TEXT_METRICS)
+def test_a_row_appears_in_measuring_reports_and_documents_by_itself(name):
+    row = TEXT_METRICS[name]
+    drawn = [{**answer, "logps": -3.0, "start_logps": -4.0, "entropy": 0.5} for answer in ANSWERS]
+    assert of_answers(drawn)[name] == pytest.approx(EXPECTED[name])
+    assert (name in of_generations(ANSWERS)) == (not row.drawn_only)
+    evaluation = {"pairs": [], "answers": {"prompts": "x"}, "generations": {"prompts": "x"}}
+    prefixes = ("answers",) if row.drawn_only else ("gen", "answers")
+    for prefix in prefixes:
+        assert f"{prefix}/{name}" in known_metrics(evaluation)
+        assert formatting.meaning(f"{prefix}/{name}") == row.meaning
+        assert (formatting.metric(f"{prefix}/{name}").unit, formatting.metric(name).better) == (row.unit, row.better)
+    assert metrics_table().count(f"| `{name}` |") == len(prefixes)
+
+
+def test_the_document_of_metrics_is_current():
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert refresh(text) == text, "run `make docs`"

@@ -22,15 +22,16 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.orpo_trainer import ORPOTrainer
 
-from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, argument_fields
-from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps, nll
+from ledpo_plugin.facts import BETAS, KINDS, is_learned
+from ledpo_plugin.facts.losses import LossKeys
+from ledpo_plugin.hparams import argument_fields
+from ledpo_plugin.losses import LOSSES, PairLogps, UnpairedLogps, function_of, nll
 from ledpo_plugin.stages import STAGES
 
 TIGHT = {"rtol": 1e-7, "atol": 1e-12}  # float64 against float64
 PAIRWISE = sorted(name for name, loss in LOSSES.items() if loss.data == "pairs")
 REFERENCED = sorted(name for name in PAIRWISE if LOSSES[name].needs_reference)
-LEARNABLE = sorted(name for name, loss in LOSSES.items() if "head" in loss.beta_modes)
-BATCHWISE = {"kto_pair"}  # a row's loss depends on the other rows
+LEARNABLE = sorted(name for name, loss in LOSSES.items() if "learned" in loss.admits)
 
 
 def pairs(size=8, seed=0, dtype=torch.float64):
@@ -63,7 +64,7 @@ def call(name, logps, beta, **options):
     """Call the loss as the trainer does: its own defaults, and a running mean where it takes one."""
     if LOSSES[name].running_reward_mean:
         options.setdefault("delta", torch.tensor(0.2, dtype=beta.dtype))
-    return LOSSES[name].function(logps, beta, **options)
+    return function_of(name)(logps, beta, **options)
 
 
 def policy_of(logps):
@@ -572,12 +573,16 @@ def test_gradient_in_the_policy(name):
     assert all((gradient != 0).any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - BATCHWISE))
-def test_rows_do_not_mix(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_mix_only_where_that_is_declared(name):
     logps, beta = inputs(name), betas()
     order = torch.tensor([3, 0, 7, 1])
     part = type(logps)(*(tensor if tensor.dim() == 0 else tensor[order] for tensor in logps))
-    torch.testing.assert_close(call(name, part, beta[order]).losses, call(name, logps, beta).losses[order], **TIGHT)
+    alone, together = call(name, part, beta[order]).losses, call(name, logps, beta).losses[order]
+    if LOSSES[name].batchwise:
+        assert not torch.allclose(alone, together)
+    else:
+        torch.testing.assert_close(alone, together, **TIGHT)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -617,9 +622,9 @@ HOST_KEYS = {field.name for field in dataclasses.fields(FinetuningArguments)} | 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_row_tells_the_truth(name):
-    loss = LOSSES[name]
-    assert loss.name == name == loss.function.__name__
-    parameters = list(inspect.signature(loss.function).parameters.values())
+    loss, function = LOSSES[name], function_of(name)
+    assert loss.name == name == function.__name__
+    parameters = list(inspect.signature(function).parameters.values())
     assert [p.name for p in parameters[:2]] == ["logps", "beta"]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
     declared = set(loss.options)
@@ -628,7 +633,7 @@ def test_the_row_tells_the_truth(name):
     assert {p.name for p in parameters[2:]} == declared
     assert loss.formula
     assert loss.source
-    assert loss.function.__doc__
+    assert function.__doc__
 
     plugin_keys = argument_fields()
     assert set(loss.options.values()) <= HOST_KEYS | set(plugin_keys)
@@ -637,41 +642,54 @@ def test_the_row_tells_the_truth(name):
     assert ("dpo_label_smoothing" in loss.recommended) == loss.label_smoothing
     for key in set(loss.recommended) & set(plugin_keys):
         assert loss.recommended[key] == plugin_keys[key].default
-        assert name in plugin_keys[key].metadata["losses"]
+        assert key in loss.options.values()
+    assert loss.per_beta <= set(loss.options)
+    assert set(loss.idle) <= HOST_KEYS | set(plugin_keys)
+    assert all(name in why for why in loss.idle.values())
+    assert not loss.smoothing_needed or loss.label_smoothing
 
-    assert loss.beta_modes <= set(BETA_MODES)
+    assert loss.beta_modes <= set(BETAS)
     assert "fixed" in loss.beta_modes
-    assert bool(loss.refusal) == (loss.beta_modes != set(BETA_MODES))
-    learned = loss.beta_modes & set(LEARNED_MODES)
-    assert learned in (set(), set(LEARNED_MODES))
+    assert set(loss.refuses) <= set(KINDS)
+    assert all(why.endswith(".") for why in loss.refuses.values())
+    assert ("learned" in loss.admits) == (set(filter(is_learned, BETAS)) <= loss.beta_modes)
     if name != "sigmoid":
         assert not loss.beta_modes & {"beta_dpo", "epsilon_dpo", "mallows"}
-        assert "beta_dpo" in loss.refusal
-        assert learned or name in loss.refusal
+        assert "beta_dpo" in loss.refuses["published"]
+        assert "learned" in loss.admits or name in loss.refuses["learned"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_scheduled_beta_is_refused_by_none(name):
+    """It is the same for all pairs of a step and takes no gradient, like a constant: each step is one of a constant."""
+    assert {"constant", "scheduled"} <= LOSSES[name].admits
+    logps, beta = inputs(name), torch.full((8,), LOSSES[name].recommended["pref_beta"], dtype=torch.float64)
+    for share in (0.1, 1.0, 10.0):
+        gradients = torch.autograd.grad(call(name, logps, share * beta).losses.sum(), policy_of(logps))
+        assert any((gradient != 0).any() for gradient in gradients), "a schedule that comes by here would learn nothing"
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_defaults_of_the_function_are_the_recommended_values(name):
     """So that calling the function alone and running the recipe agree; the margin ratio is gamma / beta."""
     loss = LOSSES[name]
-    defaults = {p.name: p.default for p in inspect.signature(loss.function).parameters.values()}
+    defaults = {p.name: p.default for p in inspect.signature(function_of(name)).parameters.values()}
     for keyword, key in {**loss.options, "label_smoothing": "dpo_label_smoothing"}.items():
         if keyword in defaults:
             expected = loss.recommended[key]
-            expected /= loss.recommended["pref_beta"] if keyword == "gamma_beta_ratio" else 1
+            expected /= loss.recommended["pref_beta"] if keyword in loss.per_beta else 1
             assert defaults[keyword] == pytest.approx(expected)
 
 
 def test_every_plugin_key_of_a_loss_is_an_option_of_it():
-    for key, field in argument_fields().items():
-        for name in field.metadata.get("losses", ()):
-            assert key in LOSSES[name].options.values(), (key, name)
+    options = {key for loss in LOSSES.values() for key in loss.options.values()}
+    assert [item.name for item in dataclasses.fields(LossKeys) if item.name not in options] == []
 
 
 def test_which_losses_admit_which_betas():
-    fixed_only = {name for name, loss in LOSSES.items() if loss.beta_modes == {"fixed"}}
-    assert fixed_only == {"hinge", "ipo", "sppo_hard", "robust", "orpo"}
-    assert LOSSES["sigmoid"].beta_modes == set(BETA_MODES)
+    never_learned = {name for name, loss in LOSSES.items() if "learned" not in loss.admits}
+    assert never_learned == {"hinge", "ipo", "sppo_hard", "robust", "orpo"}
+    assert LOSSES["sigmoid"].beta_modes == set(BETAS)
 
 
 def test_every_stage_has_its_loss():

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from ledpo_plugin.betas import BETAS
-from ledpo_plugin.hparams import BETA_MODES, LEARNED_MODES, LedpoArguments, argument_fields
-from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.facts import BETAS, LOSSES, is_learned
+from ledpo_plugin.hparams import LedpoArguments, argument_fields
 from ledpo_plugin.recipes.check import (
     CHECKS,
     Problem,
@@ -537,7 +536,7 @@ def good_combinations() -> list[dict[str, Any]]:
             continue  # tests/recipes/test_rl_recipe.py
         losses = [row for row in LOSSES.values() if row.data == stage.data and stage.any_loss]
         for loss in losses or [LOSSES[stage.default_loss]]:
-            for mode in (*BETA_MODES, GONE):
+            for mode in (*BETAS, GONE):
                 if mode is GONE or mode in loss.beta_modes:
                     data = "pairs" if stage.data == "pairs" else "answers"
                     rows.append({"stage": stage.name, "pref_loss": loss.name, "beta_mode": mode, "dataset": data})
@@ -555,7 +554,7 @@ def test_good_combination_passes_before_and_after_resolution(change, root, host_
     assert resolved["beta_mode"] in loss.beta_modes
     for key, value in {**loss.recommended, **BETAS[resolved["beta_mode"]].recommended}.items():
         assert resolved[key] == pytest.approx(value * (10 if key == "learning_rate" else 1))
-    assert ("beta_min" in resolved) == (resolved["beta_mode"] in LEARNED_MODES)
+    assert ("beta_min" in resolved) == is_learned(resolved["beta_mode"])
 
 
 GOOD = {

@@ -4,8 +4,7 @@ import pytest
 import torch
 from conftest import series, train
 
-from ledpo_plugin.hparams import BETA_MODES
-from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.facts import BETAS, LOSSES
 
 PLAIN = {
     "disable_shared_prompt": True,
@@ -52,7 +51,7 @@ def test_every_loss_has_the_same_trajectory(tiny, tmp_path, loss):
     _compare(tiny, tmp_path, pref_loss=loss, beta_mode="fixed", learning_rate=1e-3, **options)
 
 
-@pytest.mark.parametrize("mode", BETA_MODES)
+@pytest.mark.parametrize("mode", BETAS)
 def test_every_beta_mode_has_the_same_trajectory(tiny, tmp_path, mode):
     _compare(tiny, tmp_path, beta_mode=mode, learning_rate=1e-3)
 

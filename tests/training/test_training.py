@@ -9,8 +9,7 @@ import torch
 from conftest import history, series, train
 from safetensors.torch import load_file, save_file
 
-from ledpo_plugin.hparams import BETA_MODES
-from ledpo_plugin.losses import LOSSES
+from ledpo_plugin.facts import BETAS, LOSSES
 
 PAIRWISE = sorted(name for name, row in LOSSES.items() if row.data == "pairs")
 
@@ -27,7 +26,7 @@ def test_every_pairwise_loss_trains(tiny, tmp_path, loss):
     assert record["resolved"]["pref_beta"] == LOSSES[loss].recommended["pref_beta"]
 
 
-@pytest.mark.parametrize("mode", BETA_MODES)
+@pytest.mark.parametrize("mode", BETAS)
 def test_every_beta_mode_trains_and_saves_its_state(tiny, tmp_path, mode):
     run = train(tiny.recipe(tmp_path / "run", beta_mode=mode, pref_beta=0.1, max_steps=6))
     assert all(math.isfinite(value) for value in series(run, "loss"))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from eval_harness.text import text_metrics
+
 Columns = Mapping[str, Sequence[float]]
 
 
@@ -75,49 +77,30 @@ def of_generations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics of generated answers; n-grams are of tokens.
 
     Args:
-        rows: each with `ids` (token ids without the end) and `ended`.
+        rows: each with `output` (the text), `ids` (token ids without the end) and `ended`.
     """
-    if not rows:
-        return {}
-    bigrams = [gram for row in rows for gram in _grams(row["ids"], 2)]
-    found = {
-        "length": float(np.mean([len(row["ids"]) for row in rows])),
-        "ended": float(np.mean([bool(row["ended"]) for row in rows])),
-    }
-    if bigrams:
-        found["distinct2"] = len(set(bigrams)) / len(bigrams)
-    repeated = [1 - len(set(grams)) / len(grams) for row in rows if (grams := _grams(row["ids"], 4))]
-    if repeated:
-        found["repetition"] = float(np.mean(repeated))
-    return found
+    return text_metrics(rows)
 
 
 def of_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics of answers that a model drew itself.
 
     Args:
-        rows: each with `ids`, `ended`, `logps` and `start_logps` (nats, summed) and `entropy` (nats, mean).
+        rows: each with `output`, `ids`, `ended`, `logps` and `start_logps` (nats, summed) and `entropy` (nats, mean).
     """
-    tokens = [token for row in rows for token in row["ids"]]
     lengths = np.array([len(row["ids"]) + bool(row["ended"]) for row in rows], dtype=np.float64)
     entropy = np.array([row["entropy"] for row in rows], dtype=np.float64)
     found = {
         "kl": float(np.mean([row["logps"] - row["start_logps"] for row in rows])),
         "entropy": float((entropy * lengths).sum() / lengths.sum()),
     }
-    if tokens:
-        found["distinct1"] = len(set(tokens)) / len(tokens)
-    return _defined({**found, **of_generations(rows)})
+    return _defined({**found, **text_metrics(rows, drawn=True)})
 
 
 def of_scores(scores: Sequence[float], start: Sequence[float]) -> dict[str, float]:
     """Return the metrics of what a reward model says of drawn answers, and of the start's to the same prompts."""
     ours, theirs = (np.asarray(values, dtype=np.float64) for values in (scores, start))
     return _defined({"score": ours.mean(), "win_rate": won(ours - theirs).mean()})
-
-
-def _grams(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
 
 
 def _defined(found: Mapping[str, Any]) -> dict[str, float]:

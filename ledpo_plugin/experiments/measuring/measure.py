@@ -16,7 +16,7 @@ from typing import Any
 
 from ledpo_plugin.common.checkpoints import checkpoints_of, is_complete
 from ledpo_plugin.common.files import read_json, write_json
-from ledpo_plugin.hparams import HEAD_MODES, LEARNED_MODES
+from ledpo_plugin.facts import has_head, is_learned
 from ledpo_plugin.modeling.head_file import WEIGHTS
 from ledpo_plugin.recipes.check import is_plugin_recipe, resolve_recipe
 
@@ -226,6 +226,6 @@ def _learned_beta(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
         return None, None
     resolved = resolve_recipe(recipe)
     mode = resolved.get("beta_mode")
-    if mode not in LEARNED_MODES:
+    if not is_learned(mode):
         return None, None
-    return mode, resolved.get("beta_head_source") if mode in HEAD_MODES else None
+    return mode, resolved.get("beta_head_source") if has_head(mode) else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ledpo_plugin.betas import BetaFeatures
 from ledpo_plugin.host.contract import host_api
 from ledpo_plugin.modeling.forward import RowOutput, forward_rows
-from ledpo_plugin.modeling.head_file import build_strategy, load_config, load_head
+from ledpo_plugin.modeling.head_file import build_strategy, load_config, load_head, progress_of
 from ledpo_plugin.modeling.inference import pad_prompts
 from ledpo_plugin.modeling.logit_positions import plan_of_rows
 from ledpo_plugin.modeling.logps import IGNORE
@@ -74,7 +74,9 @@ class PairScorer:
                 self._reference_features[name] if reads_reference else self._prompt_features(self.loaded.model, name)
             )
         count = len(self.loaded.data[name])
-        features = BetaFeatures(size=count, hidden=hidden, prompt_nll=prompt_nll, training=False)
+        features = BetaFeatures(
+            size=count, hidden=hidden, prompt_nll=prompt_nll, training=False, progress=progress_of(checkpoint)
+        )
         with torch.no_grad():
             return strategy(features).beta.expand(count).tolist()
 

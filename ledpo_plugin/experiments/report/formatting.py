@@ -2,57 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ledpo_plugin.experiments.definition.metrics import (
-    OF_ANSWERS,
-    OF_GENERATIONS,
-    OF_INSTRUCTIONS,
-    OF_PAIRS,
-    OF_SCORES,
-    SCORERS,
-)
+from ledpo_plugin.experiments.definition.metrics import METRICS, OF_SCORES, SCORERS, Metric
 
 NONE = "–"
 SPACE = "\u00a0"  # at which no line breaks
 ALPHA = 0.05
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is read: its unit, and whether more of it is better (1), worse (-1) or neither (0)."""
-
-    unit: str
-    better: int = 0
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "accuracy": Metric("share of pairs", 1),
-        "margin": Metric("nats", 1),
-        "logp_accuracy": Metric("share of pairs", 1),
-        "chosen_shift": Metric("nats per token"),
-        "rejected_shift": Metric("nats per token"),
-        "beta_mean": Metric("beta"),
-        "beta_std": Metric("beta"),
-        "beta_q10": Metric("beta"),
-        "beta_q90": Metric("beta"),
-        "beta_margin_corr": Metric("correlation"),
-        "nll": Metric("nats per token", -1),
-        "perplexity": Metric("perplexity", -1),
-        "length": Metric("tokens"),
-        "ended": Metric("share of answers"),
-        "distinct2": Metric("share of bigrams"),
-        "repetition": Metric("share of 4-grams"),
-        "kl": Metric("nats per answer"),
-        "entropy": Metric("nats per token"),
-        "distinct1": Metric("share of tokens"),
-        "score": Metric("score", 1),
-        "win_rate": Metric("share of prompts", 1),
-    }
-)
+_LOGGED = Metric("as logged by the run", "value")
 UNITS = MappingProxyType(
     {"steps": "optimizer steps", "examples": "examples", "tokens": "tokens", "flops": "floating point operations"}
 )
@@ -60,7 +20,7 @@ UNITS = MappingProxyType(
 
 def metric(name: str) -> Metric:
     """Return how `DATASET/metric` is read."""
-    return METRICS.get(name.rpartition("/")[2], Metric("value"))
+    return METRICS.get(name.rpartition("/")[2], _LOGGED)
 
 
 def term(name: str) -> str:
@@ -73,9 +33,8 @@ def meaning(name: str) -> str:
     """Return the definition of `DATASET/metric`."""
     whose, _, short = name.rpartition("/")
     if whose in SCORERS and short in OF_SCORES:
-        return f"{OF_SCORES[short]} ({whose}: {SCORERS[whose]})"
-    known = {**OF_PAIRS, **OF_INSTRUCTIONS, **OF_GENERATIONS, **OF_ANSWERS}
-    return known.get(short, "as logged by the run")
+        return f"{OF_SCORES[short].meaning} ({whose}: {SCORERS[whose]})"
+    return metric(name).meaning
 
 
 # ---- numbers

@@ -80,6 +80,7 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
 def answers_table(summary: Mapping[str, Any]) -> Table:
     """Return KL, entropy and text statistics of drawn answers."""
     names = [f"answers/{short}" for short in OF_ANSWERS]
+    names = [name for name in names if any(name in row for row in summary["metrics"].values())]
     note = "Answers drawn at temperature 1 to held-out prompts, nothing cut from the distribution, the same random "
     note += "streams for all. Mean over seeds [95 % t-interval over seeds]."
     return Table("Drawn answers", ("Variant", *map(_head, names)), _rows(summary, names), note=note)

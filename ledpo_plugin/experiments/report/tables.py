@@ -384,10 +384,11 @@ def mixture_table(summary: Mapping[str, Any]) -> Table:
 def text_table(summary: Mapping[str, Any]) -> Table | None:
     """Return the metrics of generated text; None where nothing was generated."""
     names = [f"gen/{short}" for short in OF_GENERATIONS]
-    if not any(name in found for found in summary["metrics"].values() for name in names):
+    names = [name for name in names if any(name in found for found in summary["metrics"].values())]
+    if not names:
         return None
     rows = _of_metrics(summary, names)
-    head = ("Variant", *(f"{short}{SPACE}/ {formatting.metric(short).unit}" for short in OF_GENERATIONS))
+    head = ("Variant", *(f"{formatting.term(name)}{SPACE}/ {formatting.metric(name).unit}" for name in names))
     return Table("Generated text", head, rows, note="Mean over seeds [95 % t-interval over seeds].")
 
 
