@@ -85,7 +85,7 @@ class BetaMode:
 
     name: str
     cls: type[BetaStrategy]
-    formula: str  # one line, for the README's table
+    formula: str  # one line, for the table in docs/betas.md
     source: str  # paper or code it follows
     summary: str  # one sentence
     learned: bool  # has Parameters that the loss trains

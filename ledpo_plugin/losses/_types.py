@@ -44,7 +44,7 @@ class Loss:
 
     name: str
     function: Callable[..., LossOutput]  # (logps, beta, **options) -> LossOutput
-    formula: str  # one line, for the README's table
+    formula: str  # one line, for the table in docs/losses.md
     source: str  # paper and equation, or the code it follows
     data: Literal["pairs", "unpaired"]
     needs_reference: bool

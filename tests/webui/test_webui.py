@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
