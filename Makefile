@@ -1,9 +1,10 @@
 # make setup        the environment in .venv (once; again when pyproject.toml or constraints.txt change)
 # make quickstart   train LEDPO on a real model and real preference pairs on a CPU, and show what it did
-# make test         style and the quick tests, as CI does
+# make test         style, documents and the quick tests, as CI does
 # make test-slow    the tests that take longer, or need the real model
 # make experiment   run an experiment at its cpu profile: make experiment NAME=loss_variants_impact
-# make docs         the generated tables: READMEs, docs/checked_against.md, docs/metrics.md, the index of yaml_recipes
+# make docs         the documents as a site, in site/; a broken link, anchor or name fails
+# make tables       the tables in the documents, from those of the code
 # make architecture the floors and the import graph in ARCHITECTURE.md, from the code's imports
 # Variables: PYTHON (the interpreter .venv is made with), MODEL (a hub name or folder instead of the prepared
 # model; its template must be given, too, if it is not SmolLM2's), ARGS (further key=value pairs of the recipe).
@@ -20,7 +21,7 @@ RUN := runs/quickstart
 OFFLINE := HF_HUB_OFFLINE=1
 ONLINE_IF_MODEL := $(if $(MODEL),,$(OFFLINE))
 
-.PHONY: setup quickstart prepare experiment test test-slow browser lint format docs architecture clean clean-all
+.PHONY: setup quickstart prepare experiment test test-slow browser lint format docs tables architecture clean clean-all
 
 setup: $(STAMP)
 
@@ -35,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard ledpo_plugin/autoload/*.pth 
 	@start=$$(date +%s); \
 	(while sleep 20 >/dev/null 2>&1; do echo "  $$(( $$(date +%s) - start )) s, .venv has $$(du -sh .venv | cut -f1)"; done) & \
 	ticker=$$!; trap 'kill $$ticker 2>/dev/null' EXIT; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,ray,eval,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[quickstart,ray,eval,docs,dev]"
 	@$(BIN)/python -c 'import torch, torchaudio, torchvision' || { \
 	  echo "torch, torchaudio and torchvision do not fit together: these builds are not all from one source."; \
 	  echo "Delete .venv and run make setup again, with pip configured for PyPI alone (see pip config list)."; exit 1; }
@@ -60,7 +61,7 @@ browser:
 experiment: setup
 	@$(OFFLINE) $(BIN)/ledpo run yaml_recipes/$(NAME) --profile cpu
 
-test: lint browser
+test: lint docs browser
 	@$(BIN)/ledpo validate --no-files yaml_recipes
 	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -73,8 +74,13 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+# Always from nothing (-E): a page that is not read again says nothing of its broken links.
 docs: setup
-	@$(BIN)/python -m ledpo_plugin.cli.tables README.md README_zh.md docs/metrics.md yaml_recipes/README.md docs/checked_against.md
+	@$(OFFLINE) $(BIN)/sphinx-build -q -E -W --keep-going -j auto -b html -c docs -d site/.doctrees . site
+	@echo "Documents: site/index.html"
+
+tables: setup
+	@$(BIN)/python -m ledpo_plugin.cli.tables *.md docs/*.md docs/zh/*.md yaml_recipes/README.md
 
 architecture: setup
 	@$(BIN)/python docs/architecture.py
@@ -84,7 +90,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(RUN) dist build .pytest_cache .ruff_cache
+	rm -rf $(RUN) site dist build .pytest_cache .ruff_cache
 
 clean-all: clean
 	rm -rf .venv .ledpo

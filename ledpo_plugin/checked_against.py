@@ -1,6 +1,6 @@
 """What every formula was compared with, which tests hold it there, and where others compute something else.
 
-docs/checked_against.md is made from these tables (`make docs`). What a loss or beta mode was compared with stands in
+docs/checked_against.md is made from these tables (`make tables`). What a loss or beta mode was compared with stands in
 its row of `ledpo_plugin.facts`. A key or estimator without a row, and a row whose tests are not there, make
 tests/test_checked_against.py fail. A repository stands as owner/name@commit; what is said of it was read there. No
 paper was read as a PDF: where a number of an equation is given, the code that is named gives it.

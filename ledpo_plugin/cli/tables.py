@@ -1,4 +1,4 @@
-"""The documents' tables, made from those of the code: `python -m ledpo_plugin.cli.tables FILE...`; `make docs`.
+"""The documents' tables, made from those of the code: `python -m ledpo_plugin.cli.tables FILE...`; `make tables`.
 
 In a document a table stands between `<!-- table: NAME -->` and `<!-- /table -->`; `<!-- table: NAME zh -->` asks for
 Chinese headings. Names of keys, formulas and sources stay as they are in every language.
@@ -195,7 +195,7 @@ def _checked(checks: Mapping[str, Check]) -> Callable[[str], str]:
     return lambda lang: checks_table(checks)
 
 
-# Those of the READMEs, in their order.
+# Those of README.md and the pages in docs/, in English and Chinese.
 TABLES: Mapping[str, Callable[[str], str]] = MappingProxyType(
     {"stages": stages_table, "losses": losses_table, "betas": betas_table, "keys": keys_table}
 )
@@ -299,7 +299,8 @@ def main(paths: Sequence[str]) -> int:
         fresh = refresh(text)
         if fresh != text:
             path.write_text(fresh, encoding="utf-8")
-        print(f"{path}: {'up to date' if fresh == text else 'rewritten'}")
+        if BLOCK.search(text):
+            print(f"{path}: {'up to date' if fresh == text else 'rewritten'}")
     return 0
 
 

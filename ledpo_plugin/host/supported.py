@@ -1,4 +1,4 @@
-"""Which versions of LLaMA-Factory the plugin is for: stated here; `pyproject.toml` and the READMEs are held to it.
+"""Which versions of LLaMA-Factory the plugin is for: stated here; `pyproject.toml` and the documents are held to it.
 
 It imports the standard library alone, so that it can be read where nothing else can be imported.
 """

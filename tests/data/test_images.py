@@ -1,4 +1,4 @@
-"""Pairs and rated answers with images, on a tiny random Qwen2-VL: what README says of images, by running it."""
+"""Pairs and rated answers with images, on a tiny random Qwen2-VL: what the documents say of images, by running it."""
 
 import importlib
 import json

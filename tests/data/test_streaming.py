@@ -1,4 +1,4 @@
-"""Streamed data trains under every stage that README promises it for, or is refused before anything loads."""
+"""Streamed data trains under every stage that docs/data.md promises it for, or is refused before anything loads."""
 
 import importlib
 import math

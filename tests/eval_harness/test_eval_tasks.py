@@ -204,7 +204,7 @@ def test_the_standard_benchmarks_are_lm_eval_s_own():
 
 @pytest.mark.slow
 def test_the_stock_command_on_the_real_model_with_an_adapter(tmp_path):
-    """A LEDPO run on SmolLM2-135M, evaluated by its trainer and by stock lm_eval, as the README has it."""
+    """A LEDPO run on SmolLM2-135M, evaluated by its trainer and by stock lm_eval, as docs/evaluate.md has it."""
     import yaml
     from conftest import cli, write_recipe
 

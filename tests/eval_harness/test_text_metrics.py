@@ -134,4 +134,4 @@ def test_a_row_appears_in_measuring_reports_and_documents_by_itself(name):
 
 def test_the_document_of_metrics_is_current():
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert refresh(text) == text, "run `make docs`"
+    assert refresh(text) == text, "run `make tables`"

@@ -100,7 +100,7 @@ def test_the_index_is_what_the_experiments_say():
     assert wanted - set(rows) == set()
     assert set(rows) - wanted == set()
     assert len(rows) == len(wanted)
-    assert refresh(text) == text, "run `make docs`"
+    assert refresh(text) == text, "run `make tables`"
 
 
 def test_the_experiments_are_those_of_the_plan():

@@ -44,10 +44,10 @@ def test_the_range_stands_in_one_place_and_the_texts_say_the_same():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = next(Requirement(line) for line in project["dependencies"] if line.startswith("llamafactory"))
     assert wanted.specifier == Requirement(f"llamafactory{HOST_RANGE}").specifier
-    for readme in ("README.md", "README_zh.md"):
-        found = re.findall(r"llamafactory([<>=!~][^`' ]*)", (ROOT / readme).read_text())
-        assert found, readme
-        assert set(found) == {HOST_RANGE}, readme
+    for page in ("README.md", "README_zh.md", "docs/host.md", "docs/zh/host.md"):
+        found = re.findall(r"llamafactory([<>=!~][^`' ]*)", (ROOT / page).read_text())
+        assert found, page
+        assert set(found) == {HOST_RANGE}, page
     for path in (ROOT / "ledpo_plugin").rglob("*.py"):
         if path.name != "supported.py":
             assert not re.search(r"llamafactory[<>]=?\d", path.read_text()), path
