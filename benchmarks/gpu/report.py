@@ -32,9 +32,8 @@ def speed_table(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{case} | failed: {row['error'].splitlines()[0][:100]} | | | |")
         elif "later_epochs" in row:
             rate = row["flops"] / row["later_epochs"] / PEAK
-            lines.append(
-                f"{case} | {row['first_epoch']:.3f} | {row['later_epochs']:.3f} | {rate:.1%} | {row['above_gb']:.2f} |"
-            )
+            memory = f"{row['above_gb']:.2f}" if "above_gb" in row else "–"  # a CPU's is not measured
+            lines.append(f"{case} | {row['first_epoch']:.3f} | {row['later_epochs']:.3f} | {rate:.1%} | {memory} |")
     return lines
 
 
@@ -60,7 +59,8 @@ def ratios(rows: list[dict[str, Any]]) -> list[str]:
             ratio = None if best is None else best / ours["later_epochs"]
             said = "not measured" if ratio is None else f"{ratio:.2f} x, {'' if ratio >= wanted else 'NOT '}reached"
             cells.append(said)
-        share = ours["above_gb"] / found["lf"]["above_gb"] if "lf" in found else None
+        measured = "lf" in found and "above_gb" in ours
+        share = ours["above_gb"] / found["lf"]["above_gb"] if measured else None
         cells.append("not measured" if share is None else f"{share:.2f} x, {'' if share <= 0.5 else 'NOT '}reached")
         fixed = found.get("ledpo_fixed")
         cost = ours["later_epochs"] / fixed["later_epochs"] - 1 if fixed else None

@@ -1,7 +1,9 @@
 """Whoever has results.json can work out its intervals again; here in a few lines of their own. And no text is in it."""
 
 import json
+import re
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
@@ -116,14 +118,48 @@ def reported(written, tmp_path):
     """A folder with a report and nothing of its runs."""
     for path in written:
         shutil.copy(path, tmp_path)
+    shutil.copytree(written[0].parent / "plots", tmp_path / "plots")
     return tmp_path
 
 
+def contents(folder):
+    """Return what every file of a folder holds, by its place there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_report_made_anew_from_its_numbers_is_the_same_to_the_byte(reported):
-    before = {path.name: path.read_bytes() for path in reported.iterdir()}
-    assert set(before) == {"report.html", "report.md", "results.json"}
+    before = contents(reported)
+    plots = {name for name in before if name.startswith("plots/")}
+    assert set(before) - plots == {"report.html", "report.md", "results.json"}
+    assert len(plots) > 5
     assert main(["report", str(reported)]) == 0
-    assert {path.name: path.read_bytes() for path in reported.iterdir()} == before
+    assert contents(reported) == before
+
+
+def test_without_its_page_a_report_is_made_anew_from_its_text(reported):
+    page = (reported / "report.html").read_text()
+    (reported / "report.html").unlink()
+    (reported / "plots" / "of-an-earlier-report.svg").write_text("<svg/>")
+    before = contents(reported)
+    assert main(["report", str(reported)]) == 0
+    after = contents(reported)
+    again = after.pop("report.html").decode()
+    del before["plots/of-an-earlier-report.svg"]
+    assert after == before
+    # What only the text still has (set-up, answers, recipes, logs) says the same, and nothing hostile in it acts.
+    for kept in ('id="setup"', 'id="texts"', "Recipe of DPO"):
+        assert (kept in page, kept in again) == (True, True)
+    assert words(again) == words(page)
+    tags = re.compile(r"<(script|img|iframe|object|embed|link|a)\b|\son\w+=", re.IGNORECASE)
+    assert tags.findall(again) == tags.findall(page)
+
+
+def words(page):
+    """Return what a page says, without its marks."""
+    body = page[page.index("<main") :] if "<main" in page else page
+    return re.sub(
+        r"\W+", " ", unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", " ", body, flags=re.S)))
+    ).split()
 
 
 def test_what_follows_from_the_numbers_is_concluded_anew(reported):
@@ -139,6 +175,7 @@ def test_what_follows_from_the_numbers_is_concluded_anew(reported):
 
 def test_without_the_documents_the_numbers_are_shown_all_the_same(reported):
     (reported / "report.html").unlink()
+    (reported / "report.md").unlink()
     rewrite_report(reported, samples=False)
     html = (reported / "report.html").read_text()
     assert "Comparisons in the metric of the question" in html

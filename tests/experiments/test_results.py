@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from ledpo_plugin.experiments.report.reuse import other_results, reused
 from ledpo_plugin.experiments.report.summary import FORMAT, renewed
+from ledpo_plugin.experiments.reporting import rewrite_report
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = {
@@ -22,6 +24,16 @@ def results(name: str) -> dict:
     return json.loads((ROOT / "docs/results" / name / "results.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The reports, made anew of what is kept of them: HTML is not."""
+    folder = tmp_path_factory.mktemp("made") / "results"
+    shutil.copytree(ROOT / "docs/results", folder, ignore=shutil.ignore_patterns("*.html"))
+    for name in REPORTED:
+        rewrite_report(folder / name)
+    return folder
+
+
 def test_what_was_run_has_a_report_and_nothing_else_has():
     folders = {path.name for path in (ROOT / "docs/results").iterdir() if path.is_dir()}
     assert folders == set(REPORTED)
@@ -29,13 +41,27 @@ def test_what_was_run_has_a_report_and_nothing_else_has():
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_a_report_is_whole_and_small(name):
+def test_a_report_is_whole_and_small(name, made):
     folder = ROOT / "docs/results" / name
-    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "results.json"}
-    assert all(path.stat().st_size < 1_000_000 for path in folder.iterdir())
-    html = (folder / "report.html").read_text(encoding="utf-8")
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"report.html"}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    plots = {f"plots/{plot}" for plot in re.findall(r"\]\(plots/([\w.-]+\.svg)\)", text)}
+    assert kept == {"report.md", "results.json"} | plots
+    assert len(plots) > 5
+    assert all((folder / file).stat().st_size < 1_000_000 for file in kept)
+    html = (made / name / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<script|https?://(?!www\.w3\.org)[\w.]+/[^\"' ]*\.(?:js|css)", html)
-    assert "/root/" not in html + (folder / "report.md").read_text(encoding="utf-8")
+    assert html.count("<svg") == len(plots)
+    assert "/root/" not in html + text
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_report_made_anew_is_the_same(name, made):
+    """To the byte, all of it, from report.md, results.json and the plots, where the page is gone."""
+    for path in (ROOT / "docs/results" / name).rglob("*"):
+        if path.is_file() and path.suffix != ".html":
+            again = made / path.relative_to(ROOT / "docs/results")
+            assert again.read_bytes() == path.read_bytes(), path
 
 
 @pytest.mark.parametrize("name", REPORTED)
@@ -130,10 +156,10 @@ WRONG = ("says the same in both orders of", "a verdict that turns with the order
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_a_wrong_sentence_stands_under_its_correction_alone(name):
+def test_a_wrong_sentence_stands_under_its_correction_alone(name, made):
     """At the head, before the first of them, in both files; and no report says so that was counted anew."""
     for file in ("report.md", "report.html"):
-        text = (ROOT / "docs/results" / name / file).read_text(encoding="utf-8")
+        text = (made / name / file).read_text(encoding="utf-8")
         first = min((text.index(wrong) for wrong in WRONG if wrong in text), default=None)
         corrected = re.search(r"<strong>Correction\.</strong>|\*\*Correction\.\*\*", text)
         assert bool(corrected) == (first is not None), file
