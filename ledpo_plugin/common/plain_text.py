@@ -1,6 +1,7 @@
 """Text that others wrote (models, logs, data sets) made safe to show: nothing in it acts, everything in it is seen."""
 
 import re
+from html import unescape
 
 # Direction of text, invisible marks, and line separators that only some programs break lines at.
 _HIDDEN = re.compile(
@@ -27,6 +28,11 @@ def fenced(text: str) -> str:
     longest = max((len(found) for found in _FENCE.findall(text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def from_markdown(line: str) -> str:
+    """Return what a line that `markdown` wrote says."""
+    return unescape(re.sub(r"\\(.)", r"\1", line))
 
 
 def markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report of an experiment: `report.html`, which needs nothing else, `report.md`, and `results.json`."""
+"""The report of an experiment: `report.html`, which needs nothing else, `report.md` with `plots/`, `results.json`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,9 @@ from ledpo_plugin.common.files import read_json, write_text
 from ledpo_plugin.common.plain_text import fenced, markdown, visible
 from ledpo_plugin.experiments.report.blocks import Paragraph, Section
 from ledpo_plugin.experiments.report.earlier import earlier
+from ledpo_plugin.experiments.report.from_markdown import PLOTS
 from ledpo_plugin.experiments.report.per_item import LOST
+from ledpo_plugin.experiments.report.plots import Plot
 from ledpo_plugin.experiments.report.reuse import other_results
 from ledpo_plugin.experiments.report.sections import sections
 from ledpo_plugin.experiments.report.summary import renewed, summarise
@@ -59,7 +61,7 @@ def rewrite_report(results: Path, *, samples: bool = True, beside: Sequence[Path
     """Write the report anew from the results.json that an earlier one left, and return the files.
 
     What follows from numbers is concluded and drawn anew. What only the runs' own files tell (set-up, texts, recipes,
-    the sections of a study) is kept from the earlier report.html and report.md, or left out where they are gone.
+    the sections of a study) is kept from the earlier report.md and, where it is there, report.html.
 
     Args:
         results: the folder; it needs no runs.
@@ -76,10 +78,12 @@ def rewrite_report(results: Path, *, samples: bool = True, beside: Sequence[Path
         summary = renewed(kept, other_results(Path(results), beside))
     except ValueError as error:
         raise ValueError(f"{Path(results) / NUMBERS} cannot be used. {error}") from None
-    title, old = earlier(Path(results) / HTML, Path(results) / MARKDOWN)
-    summary.setdefault("title", title or str(summary["experiment"]))
     fresh = sections(None, summary, samples)
     known = {section.name for section in fresh}
+    title, old = earlier(
+        Path(results) / HTML, Path(results) / MARKDOWN, {section.title: section.name for section in fresh}
+    )
+    summary.setdefault("title", title or str(summary["experiment"]))
     of_study = [section for name, section in old.items() if name not in known]
     return _write(Path(results), summary, of_study + [s if s.blocks else old[s.name] for s in fresh
                                                       if s.blocks or s.name in old])  # fmt: skip
@@ -93,15 +97,24 @@ def _write(results: Path, summary: Mapping[str, Any], made: Sequence[Section]) -
         "question": str(summary["question"] or ""),
         "date": (summary["date"] or "")[:10] or "no run has finished",
         "sections": made,
+        "folder_of_plots": PLOTS,
     }
     texts = {
         HTML: _environment(html=True).get_template("report.html.j2").render(page),
         MARKDOWN: _environment(html=False).get_template("report.md.j2").render(page),
         NUMBERS: numbers_text(summary),
     }
-    for name, text in texts.items():
+    plots = {f"{PLOTS}/{plot.file}": plot.svg for plot in _plots(made)}
+    for name, text in {**plots, **texts}.items():
         write_text(results / name, text)
+    for file in (results / PLOTS).glob("*.svg"):  # of an earlier report
+        if f"]({PLOTS}/{file.name})" not in texts[MARKDOWN]:
+            file.unlink()
     return [results / name for name in texts]
+
+
+def _plots(made: Sequence[Section]) -> list[Plot]:
+    return [plot for section in made for block in section.blocks if block.kind == "plots" for plot in block.plots]
 
 
 def numbers_text(summary: Mapping[str, Any]) -> str:

@@ -1,10 +1,14 @@
 """A report that was written before, taken apart: the sections that cannot be made anew without the runs' files."""
 
 import re
+from collections.abc import Mapping
 from html import unescape
 from pathlib import Path
 
+from ledpo_plugin.common.plain_text import from_markdown
+
 from .blocks import Kept, Section
+from .from_markdown import as_html
 
 _SECTION = re.compile(
     r'^<section id="([^"]+)">\n<h2>(.*?)</h2>\n(.*?)\n</section>\n(?=<section id="|</main>)', re.DOTALL | re.MULTILINE
@@ -13,15 +17,25 @@ _TITLE = re.compile(r"^<h1>(.*?)</h1>$", re.MULTILINE)
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
-def earlier(html: Path, markdown: Path) -> tuple[str | None, dict[str, Section]]:
+def earlier(html: Path, markdown: Path, names: Mapping[str, str]) -> tuple[str | None, dict[str, Section]]:
     """Return the title of a report and its sections by name; None and none where it is not there.
+
+    Where the page is gone and the text is not, the sections are those of the text, set as HTML anew.
+
+    Args:
+        html: report.html.
+        markdown: report.md.
+        names: title -> name of the sections that every report may have; others are named after their titles.
 
     Raises:
         ValueError: the two files do not have the same sections.
     """
-    if not html.is_file() or not markdown.is_file():
+    if not markdown.is_file():
         return None, {}
-    page, text = html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
+    text = markdown.read_text(encoding="utf-8")
+    if not html.is_file():
+        return _of_text(text, markdown.parent, names)
+    page = html.read_text(encoding="utf-8")
     title = _TITLE.search(page)
     of_page = [(name, unescape(head), body) for name, head, body in _SECTION.findall(page)]
     of_text = _parts(text)
@@ -35,6 +49,16 @@ def earlier(html: Path, markdown: Path) -> tuple[str | None, dict[str, Section]]
         for (name, head, body), (_, own) in zip(of_page, of_text, strict=True)
     }
     return unescape(title[1]) if title else None, found
+
+
+def _of_text(text: str, folder: Path, names: Mapping[str, str]) -> tuple[str | None, dict[str, Section]]:
+    found = {}
+    for head, own in _parts(text):
+        title = from_markdown(head)
+        name = names.get(title) or re.sub(r"\W+", "-", title.lower())
+        found[name] = Section(name, title, [Kept(as_html(own, folder), own)])
+    first = text.split("\n", 1)[0]
+    return (from_markdown(first[2:]) if first.startswith("# ") else None), found
 
 
 def _parts(text: str) -> list[tuple[str, str]]:

@@ -59,6 +59,11 @@ class Plot:
     caption: str
     alt: str
 
+    @property
+    def file(self) -> str:
+        """The name of the file that it stands in, beside a report in Markdown."""
+        return re.sub(r"[^\w.-]", "-", self.name) + ".svg"
+
 
 @dataclass(frozen=True)
 class Look:

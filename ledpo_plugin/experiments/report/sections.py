@@ -20,7 +20,7 @@ MOST_LOG_LINES, MOST_LOG_CHARACTERS = 40, 4000
 
 
 # Sections of a results folder's own files: its definition, texts, recipes and logs. results.json has none of them.
-OF_FILES = ("setup", "texts", "failures", "recipes")
+OF_FILES = {"setup": "Set-up", "texts": "Text quality", "failures": "Runs that failed", "recipes": "Recipes"}
 
 
 def sections(found: Collected | None, summary: Mapping[str, Any], samples: bool = True) -> list[Section]:
@@ -33,9 +33,9 @@ def sections(found: Collected | None, summary: Mapping[str, Any], samples: bool 
     """
 
     def of_files(name: str, make: Callable[[Collected], Section | None]) -> Section | None:
-        return Section(name, "") if found is None else make(found)
+        return Section(name, OF_FILES[name]) if found is None else make(found)
 
-    texts = _texts(found, summary, samples) if found or not samples else Section("texts", "")
+    texts = _texts(found, summary, samples) if found or not samples else Section("texts", OF_FILES["texts"])
     made = [
         Section(
             "answer", "Answer", [Paragraph(summary["answer"], "answer"), *_prediction(summary), *_notices(summary)]
@@ -116,7 +116,7 @@ def _results(summary: Mapping[str, Any]) -> Section | None:
 
 
 def _setup(found: Collected, summary: Mapping[str, Any]) -> Section:
-    return Section("setup", "Set-up", [tables.facts_table(found, summary), tables.setup_table(found)])
+    return Section("setup", OF_FILES["setup"], [tables.facts_table(found, summary), tables.setup_table(found)])
 
 
 def _budget(summary: Mapping[str, Any]) -> Section:
@@ -168,7 +168,7 @@ def _texts(found: Collected | None, summary: Mapping[str, Any], samples: bool) -
     table = tables.text_table(summary)
     if not samples:
         left_out = Paragraph("Prompts and answers were left out of this report (`ledpo report --no-samples`).")
-        return Section("texts", "Text quality", [table, left_out] if table else [])
+        return Section("texts", OF_FILES["texts"], [table, left_out] if table else [])
     columns = [(f"{label}, before training" if len(summary["bases"]) > 1 else "Before training", rows, "")
                for label, rows in _base_texts(found, summary)]  # fmt: skip
     for name in found.variants:
@@ -191,7 +191,7 @@ def _texts(found: Collected | None, summary: Mapping[str, Any], samples: bool) -
                 remark = ", ".join(filter(None, (seed, f"{row.get('tokens', formatting.NONE)} tokens", cut)))
                 answers.append((label, shortened(str(row.get("output", "")), MOST_CHARACTERS), remark))
         blocks.append(Samples(f"Prompt {place}", shortened(prompt, MOST_CHARACTERS), answers))
-    return Section("texts", "Text quality", blocks)
+    return Section("texts", OF_FILES["texts"], blocks)
 
 
 def _base_texts(found: Collected, summary: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -226,7 +226,7 @@ def _failures(found: Collected) -> Section | None:
             tail = "\n".join(run.log_tail[-MOST_LOG_LINES:])[-MOST_LOG_CHARACTERS:]
             if tail:
                 blocks.append(Verbatim(f"Last lines of the log of {name}", tail))
-    return Section("failures", "Runs that failed", blocks) if blocks else None
+    return Section("failures", OF_FILES["failures"], blocks) if blocks else None
 
 
 def _recipes(found: Collected) -> Section:
@@ -240,7 +240,7 @@ def _recipes(found: Collected) -> Section:
     for name, result in found.prerequisites.items():
         recipe = without_secrets(result.get("recipe") or {})
         blocks.append(Verbatim(f"Recipe of {name}, which was trained first", _recipe_text(recipe, {})))
-    return Section("recipes", "Recipes", blocks)
+    return Section("recipes", OF_FILES["recipes"], blocks)
 
 
 def _recipe_text(recipe: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
