@@ -1,7 +1,10 @@
 """Whoever has results.json can work out its intervals again; here in a few lines of their own. And no text is in it."""
 
 import json
+import re
 import shutil
+from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,14 +119,47 @@ def reported(written, tmp_path):
     """A folder with a report and nothing of its runs."""
     for path in written:
         shutil.copy(path, tmp_path)
+    shutil.copytree(written[0].parent / "plots", tmp_path / "plots")
     return tmp_path
 
 
 def test_a_report_made_anew_from_its_numbers_is_the_same_to_the_byte(reported):
-    before = {path.name: path.read_bytes() for path in reported.iterdir()}
-    assert set(before) == {"report.html", "report.md", "results.json"}
+    before = contents(reported)
+    assert {name for name in before if not name.startswith("plots/")} == {"report.html", "report.md", "results.json"}
     assert main(["report", str(reported)]) == 0
-    assert {path.name: path.read_bytes() for path in reported.iterdir()} == before
+    assert contents(reported) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_plot_is_a_file_that_the_text_shows_and_no_other_is_left(reported):
+    (reported / "plots/gone.svg").write_text("<svg></svg>")
+    rewrite_report(reported)
+    shown = re.findall(r"^!\[.+\]\((plots/[\w.-]+\.svg)\)$", (reported / "report.md").read_text(), re.MULTILINE)
+    assert len(shown) == len(set(shown)) >= 14
+    assert {name for name in contents(reported) if name.startswith("plots/")} == set(shown)
+    html = (reported / "report.html").read_text()
+    assert all((reported / name).read_text() in html for name in shown)
+
+
+def test_the_page_is_made_of_the_text_where_it_is_gone(reported):
+    """Nothing of the text is lost, what was hostile in it acts no more than before, and the page says the same."""
+    before = contents(reported)
+    page = before["report.html"].decode()
+    (reported / "report.html").unlink()
+    assert main(["report", str(reported)]) == 0
+    after = contents(reported)
+    assert {name: after[name] for name in after if name != "report.html"} == {
+        name: before[name] for name in before if name != "report.html"
+    }
+    made = after["report.html"].decode()
+    assert re.findall(r'<section id="([^"]+)">', made) == re.findall(r'<section id="([^"]+)">', page)
+    assert "Recipe of DPO" in made
+    assert HOSTILE[0] in unescape(made)
+    tags = {tag.lower() for tag in re.findall(r"<([a-zA-Z]+)", made)}
+    assert tags - {tag.lower() for tag in re.findall(r"<([a-zA-Z]+)", page)} <= {"ul", "li", "strong"}
 
 
 def test_what_follows_from_the_numbers_is_concluded_anew(reported):
@@ -139,6 +175,7 @@ def test_what_follows_from_the_numbers_is_concluded_anew(reported):
 
 def test_without_the_documents_the_numbers_are_shown_all_the_same(reported):
     (reported / "report.html").unlink()
+    (reported / "report.md").unlink()
     rewrite_report(reported, samples=False)
     html = (reported / "report.html").read_text()
     assert "Comparisons in the metric of the question" in html

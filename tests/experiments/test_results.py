@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from ledpo_plugin.experiments.report.reuse import other_results, reused
 from ledpo_plugin.experiments.report.summary import FORMAT, renewed
+from ledpo_plugin.experiments.reporting import rewrite_report
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = {
@@ -22,6 +24,16 @@ def results(name: str) -> dict:
     return json.loads((ROOT / "docs/results" / name / "results.json").read_text(encoding="utf-8"))
 
 
+def remade(folder: Path, tmp_path: Path) -> str:
+    """The page that `ledpo report` makes of a committed report; the text and the plots stay as they are."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("report.html"))
+    rewrite_report(copy, beside=[path for path in sorted(folder.parent.iterdir()) if path != folder])
+    for path in (folder / "report.md", *(folder / "plots").iterdir()):
+        assert (copy / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+    return (copy / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_was_run_has_a_report_and_nothing_else_has():
     folders = {path.name for path in (ROOT / "docs/results").iterdir() if path.is_dir()}
     assert folders == set(REPORTED)
@@ -29,11 +41,12 @@ def test_what_was_run_has_a_report_and_nothing_else_has():
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_a_report_is_whole_and_small(name):
+def test_a_report_is_whole_and_small(name, tmp_path):
     folder = ROOT / "docs/results" / name
-    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", "results.json"}
-    assert all(path.stat().st_size < 1_000_000 for path in folder.iterdir())
-    html = (folder / "report.html").read_text(encoding="utf-8")
+    names = {path.name for path in folder.iterdir()} - {"report.html"}  # which git ignores
+    assert names == {"plots", "report.md", "results.json"}
+    assert all(path.stat().st_size < 1_000_000 for path in folder.rglob("*"))
+    html = remade(folder, tmp_path)
     assert not re.search(r"<script|https?://(?!www\.w3\.org)[\w.]+/[^\"' ]*\.(?:js|css)", html)
     assert "/root/" not in html + (folder / "report.md").read_text(encoding="utf-8")
 
@@ -130,10 +143,11 @@ WRONG = ("says the same in both orders of", "a verdict that turns with the order
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_a_wrong_sentence_stands_under_its_correction_alone(name):
+def test_a_wrong_sentence_stands_under_its_correction_alone(name, tmp_path):
     """At the head, before the first of them, in both files; and no report says so that was counted anew."""
-    for file in ("report.md", "report.html"):
-        text = (ROOT / "docs/results" / name / file).read_text(encoding="utf-8")
+    folder = ROOT / "docs/results" / name
+    html = remade(folder, tmp_path)
+    for file, text in {"report.md": (folder / "report.md").read_text(encoding="utf-8"), "report.html": html}.items():
         first = min((text.index(wrong) for wrong in WRONG if wrong in text), default=None)
         corrected = re.search(r"<strong>Correction\.</strong>|\*\*Correction\.\*\*", text)
         assert bool(corrected) == (first is not None), file
