@@ -123,11 +123,6 @@ def reported(written, tmp_path):
     return tmp_path
 
 
-def contents(folder):
-    """Return what every file of a folder holds, by its place there."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_report_made_anew_from_its_numbers_is_the_same_to_the_byte(reported):
     before = contents(reported)
     assert {name for name in before if not name.startswith("plots/")} == {"report.html", "report.md", "results.json"}

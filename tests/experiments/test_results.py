@@ -48,17 +48,7 @@ def test_a_report_is_whole_and_small(name, tmp_path):
     assert all(path.stat().st_size < 1_000_000 for path in folder.rglob("*"))
     html = remade(folder, tmp_path)
     assert not re.search(r"<script|https?://(?!www\.w3\.org)[\w.]+/[^\"' ]*\.(?:js|css)", html)
-    assert html.count("<svg") == len(plots)
-    assert "/root/" not in html + text
-
-
-@pytest.mark.parametrize("name", REPORTED)
-def test_a_report_made_anew_is_the_same(name, made):
-    """To the byte, all of it, from report.md, results.json and the plots, where the page is gone."""
-    for path in (ROOT / "docs/results" / name).rglob("*"):
-        if path.is_file() and path.suffix != ".html":
-            again = made / path.relative_to(ROOT / "docs/results")
-            assert again.read_bytes() == path.read_bytes(), path
+    assert "/root/" not in html + (folder / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", REPORTED)
