@@ -22,15 +22,14 @@ TEXTS = {
 }
 # Reports and the changelog say what was when they were written.
 PRESENT = [name for name in TEXTS if not name.startswith("docs/results/") and name != "CHANGELOG.md"]
-# English page -> its Chinese one. Of ARCHITECTURE.md the map alone is there in Chinese.
+# English page -> its Chinese one.
 PAIRS = {
     "README.md": "README_zh.md",
     "CONTRIBUTING.md": "docs/zh/contributing.md",
     **{f"docs/{path.name}": f"docs/zh/{path.name}" for path in sorted((ROOT / "docs/zh").glob("*.md"))},
 }
-for name in ("docs/contributing.md", "docs/architecture.md"):
-    PAIRS.pop(name)
-MAPS = ("ARCHITECTURE.md", "docs/zh/architecture.md")
+PAIRS.pop("docs/contributing.md")
+MAPS = ("docs/map.md", "docs/zh/map.md")
 
 # What a command that is only named, as in "`ledpo run`", would be given.
 NEEDED = {
