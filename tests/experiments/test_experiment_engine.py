@@ -81,7 +81,7 @@ def test_again_nothing_is_run_twice(undisturbed):
     assert done.returncode == 0
     assert "3 runs, 3 finished before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 200
 
 
 def test_the_recipe_that_ran_runs_by_itself(undisturbed):
