@@ -89,7 +89,7 @@ def test_another_checkout_reports_the_same_and_trains_nothing(kept, elsewhere):
     for one, other in zip(ours["per_item"]["runs"], theirs["per_item"]["runs"], strict=True):
         assert one["values"].keys() == other["values"].keys()
         for metric, values in other["values"].items():
-            assert one["values"][metric] == pytest.approx(values, rel=1e-5, abs=1e-5)  # seven digits of a log-probability
+            assert one["values"][metric] == pytest.approx(values, rel=1e-5, abs=1e-5)
     for key in ("runs", "bases", "metrics"):
         assert ours[key] == theirs[key]
 
