@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from .common.lookup import by_name
 from .hparams import ROLLOUT_STAGES
 
 
@@ -30,17 +31,15 @@ class Stage:
         return "pairs" if self.data == "prompts" else self.data
 
 
-def _rows(*stages: Stage) -> Mapping[str, Stage]:
-    return MappingProxyType({stage.name: stage for stage in stages})
-
-
-STAGES = _rows(
-    Stage("ledpo", "LEDPO", "sigmoid", True, "head", "pairs"),
-    Stage("ledpo_ipo", "LEDPO IPO", "ipo", False, "fixed", "pairs"),
-    Stage("ledpo_hinge", "LEDPO Hinge", "hinge", False, "fixed", "pairs"),
-    Stage("ledpo_orpo", "LEDPO ORPO", "orpo", False, "fixed", "pairs"),
-    Stage("ledpo_simpo", "LEDPO SimPO", "simpo", False, "fixed", "pairs"),
-    Stage("ledpo_kto", "LEDPO KTO", "kto", False, "fixed", "unpaired"),
-    Stage("ledpo_ppo", "LEDPO PPO", "sigmoid", False, "fixed", "prompts"),
-    Stage("ledpo_alternate", "LEDPO and PPO", "sigmoid", True, "head", "pairs"),
+STAGES: Mapping[str, Stage] = MappingProxyType(
+    by_name(
+        Stage("ledpo", "LEDPO", "sigmoid", True, "head", "pairs"),
+        Stage("ledpo_ipo", "LEDPO IPO", "ipo", False, "fixed", "pairs"),
+        Stage("ledpo_hinge", "LEDPO Hinge", "hinge", False, "fixed", "pairs"),
+        Stage("ledpo_orpo", "LEDPO ORPO", "orpo", False, "fixed", "pairs"),
+        Stage("ledpo_simpo", "LEDPO SimPO", "simpo", False, "fixed", "pairs"),
+        Stage("ledpo_kto", "LEDPO KTO", "kto", False, "fixed", "unpaired"),
+        Stage("ledpo_ppo", "LEDPO PPO", "sigmoid", False, "fixed", "prompts"),
+        Stage("ledpo_alternate", "LEDPO and PPO", "sigmoid", True, "head", "pairs"),
+    )
 )

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ledpo_plugin.common.lookup import by_name
+
 from .diversity import distinct, repetition
 
 # One answer: `output`, its text; `ids`, its token ids without what ended it; `ended`, whether it ended by itself.
@@ -28,48 +30,46 @@ class TextMetric:
     drawn_only: bool = False  # of answers that are drawn at temperature 1, not of greedy ones
 
 
-def _rows(*metrics: TextMetric) -> Mapping[str, TextMetric]:
-    return MappingProxyType({metric.name: metric for metric in metrics})
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of what is defined, None where nothing is."""
     found = [value for value in values if value is not None]
     return float(np.mean(found)) if found else None
 
 
-TEXT_METRICS = _rows(
-    TextMetric(
-        "distinct1",
-        lambda answers: distinct([row["ids"] for row in answers], 1),
-        "share of tokens",
-        "distinct tokens as a share of all tokens of the answers",
-        drawn_only=True,
-    ),
-    TextMetric(
-        "length",
-        lambda answers: _mean(len(row["ids"]) for row in answers),
-        "tokens",
-        "mean length of the generated answers (tokens)",
-    ),
-    TextMetric(
-        "ended",
-        lambda answers: _mean(bool(row["ended"]) for row in answers),
-        "share of answers",
-        "share of generated answers that end by themselves",
-    ),
-    TextMetric(
-        "distinct2",
-        lambda answers: distinct([row["ids"] for row in answers], 2),
-        "share of bigrams",
-        "distinct bigrams as a share of all bigrams of the generated answers",
-    ),
-    TextMetric(
-        "repetition",
-        lambda answers: _mean(repetition(row["ids"], 4) for row in answers),
-        "share of 4-grams",
-        "mean share of 4-grams of a generated answer that occurred in it before",
-    ),
+TEXT_METRICS: Mapping[str, TextMetric] = MappingProxyType(
+    by_name(
+        TextMetric(
+            "distinct1",
+            lambda answers: distinct([row["ids"] for row in answers], 1),
+            "share of tokens",
+            "distinct tokens as a share of all tokens of the answers",
+            drawn_only=True,
+        ),
+        TextMetric(
+            "length",
+            lambda answers: _mean(len(row["ids"]) for row in answers),
+            "tokens",
+            "mean length of the generated answers (tokens)",
+        ),
+        TextMetric(
+            "ended",
+            lambda answers: _mean(bool(row["ended"]) for row in answers),
+            "share of answers",
+            "share of generated answers that end by themselves",
+        ),
+        TextMetric(
+            "distinct2",
+            lambda answers: distinct([row["ids"] for row in answers], 2),
+            "share of bigrams",
+            "distinct bigrams as a share of all bigrams of the generated answers",
+        ),
+        TextMetric(
+            "repetition",
+            lambda answers: _mean(repetition(row["ids"], 4) for row in answers),
+            "share of 4-grams",
+            "mean share of 4-grams of a generated answer that occurred in it before",
+        ),
+    )
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all; a NaN is refused, as JSON has none."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def packed_json(value: Any, depth: int = 2) -> str:
+    """Return a value as JSON, a line for each entry of the upper levels."""
+    if depth and isinstance(value, Mapping) and value:
+        inside = (f"{json.dumps(key, ensure_ascii=False)}: {packed_json(own, depth - 1)}" for key, own in value.items())
+        return "{\n" + ",\n".join(inside) + "\n}"
+    if depth and isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return "[\n" + ",\n".join(packed_json(own, 0) for own in value) + "\n]"
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path: Path) -> Any | None:

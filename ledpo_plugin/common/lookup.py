@@ -2,9 +2,24 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """A row of a table."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=Named)
+
+
+def by_name(*rows: Row) -> dict[str, Row]:
+    """Return a table of its rows, in their order."""
+    return {row.name: row for row in rows}
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> str:

@@ -279,3 +279,8 @@ def plain(value: Any) -> Any:
 def _all_equal(values: np.ndarray, scale: float | None = None) -> bool:
     scale = float(np.abs(values).max()) if scale is None else scale
     return float(values.max() - values.min()) <= 1e-12 * scale
+
+
+def to_digits(value: float, digits: int) -> float | None:
+    """Return a value with so many significant digits; None for what is not finite."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None

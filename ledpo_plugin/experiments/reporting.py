@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ledpo_plugin.common.files import read_json, write_text
+from ledpo_plugin.common.files import packed_json, read_json, write_text
 from ledpo_plugin.common.plain_text import fenced, markdown, visible
 from ledpo_plugin.experiments.report.blocks import Paragraph, Section
 from ledpo_plugin.experiments.report.earlier import earlier
@@ -126,21 +126,11 @@ def numbers_text(summary: Mapping[str, Any]) -> str:
         shown["study"] = {**study, "per_item": _PACKED[1]}
     text = json.dumps(shown, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for mark, value in packed.items():
-        text = text.replace(json.dumps(mark, ensure_ascii=False), _lines(value), 1)
+        text = text.replace(json.dumps(mark, ensure_ascii=False), packed_json(value), 1)
     return text
 
 
 _PACKED = ("\ue000 values per item \ue000", "\ue000 values per item of the study \ue000")  # of no text that is shown
-
-
-def _lines(value: Any, depth: int = 2) -> str:
-    """Return a value as JSON, a line for each entry of the upper levels."""
-    if depth and isinstance(value, Mapping) and value:
-        inside = (f"{json.dumps(key, ensure_ascii=False)}: {_lines(own, depth - 1)}" for key, own in value.items())
-        return "{\n" + ",\n".join(inside) + "\n}"
-    if depth and isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return "[\n" + ",\n".join(_lines(own, 0) for own in value) + "\n]"
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _has_items(study: Any) -> bool:

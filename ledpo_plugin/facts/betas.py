@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from ledpo_plugin.common.lookup import by_name
+
 from ._row import LEDPO_CODE, LIKE_HOST, Check, Kind, Names, either, key
 
 # What of a batch a strategy may ask for: fields of `ledpo_plugin.betas.BetaFeatures`, which says what each is. The
@@ -50,11 +52,7 @@ class BetaMode:
         return self.needs <= OF_PROMPT
 
 
-def _rows(*modes: BetaMode) -> dict[str, BetaMode]:
-    return {mode.name: mode for mode in modes}
-
-
-ROWS: dict[str, BetaMode] = _rows(
+ROWS: dict[str, BetaMode] = by_name(
     BetaMode(
         name="fixed",
         where="._fixed:FixedBeta",

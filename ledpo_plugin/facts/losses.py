@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
+from ledpo_plugin.common.lookup import by_name
+
 from ._row import DPO_CODE, HALOS, HOST_CODE, KINDS, LIKE_HOST, Check, Kind, key
 from .betas import BETAS
 
@@ -72,14 +74,10 @@ def _not_learned(why: str) -> Mapping[Kind, str]:
     return {"learned": why, **_PUBLISHED}
 
 
-def _rows(*losses: Loss) -> dict[str, Loss]:
-    return {loss.name: loss for loss in losses}
-
-
 # `recommended` holds values for FULL fine-tuning: the resolver multiplies `learning_rate` by 10 for LoRA.
 # Where no other origin is named they are those of TRL's index of papers (docs/source/paper_index.md at
 # v1.9.0).
-ROWS: dict[str, Loss] = _rows(
+ROWS: dict[str, Loss] = by_name(
     Loss(
         name="sigmoid",
         where="._pairwise:sigmoid",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from ledpo_plugin.common.lookup import by_name
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -22,29 +24,27 @@ class Reward:
     without: str = ""  # why those have no effect where no reward is of this kind
 
 
-def _rows(*rewards: Reward) -> Mapping[str, Reward]:
-    return MappingProxyType({reward.name: reward for reward in rewards})
-
-
 # The first is what `reward_model_type` is where a recipe leaves it out.
-REWARDS = _rows(
-    Reward("lora", "._reward_model:build_lora", "a reward model's folder"),
-    Reward(
-        "full",
-        "._reward_model:build_full",
-        "a reward model's folder",
-        keys=("reward_model_adapters", "reward_model_quantization_bit"),
-        without="no reward model has weights of its own",
-    ),
-    Reward(
-        "api",
-        "._api:build_api",
-        "a server's URL",
-        called="kind",  # a URL may hold what is secret
-        keys=("reward_timeout", "reward_retries"),
-        without="no reward comes from a server",
-    ),
-    Reward("implicit", "._implicit:build_implicit", "a LEDPO run"),
-    Reward("function", "._function:build_function", "module:function", called="function"),
+REWARDS: Mapping[str, Reward] = MappingProxyType(
+    by_name(
+        Reward("lora", "._reward_model:build_lora", "a reward model's folder"),
+        Reward(
+            "full",
+            "._reward_model:build_full",
+            "a reward model's folder",
+            keys=("reward_model_adapters", "reward_model_quantization_bit"),
+            without="no reward model has weights of its own",
+        ),
+        Reward(
+            "api",
+            "._api:build_api",
+            "a server's URL",
+            called="kind",  # a URL may hold what is secret
+            keys=("reward_timeout", "reward_retries"),
+            without="no reward comes from a server",
+        ),
+        Reward("implicit", "._implicit:build_implicit", "a LEDPO run"),
+        Reward("function", "._function:build_function", "module:function", called="function"),
+    )
 )
 DEFAULT_REWARD = next(iter(REWARDS))

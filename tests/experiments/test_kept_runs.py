@@ -1,23 +1,15 @@
 """Runs that are kept as small files: another checkout goes on from them, and ends in the same report."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from test_experiment_engine import ledpo
 from tiny_experiment import write_experiment
 
 RESULTS = Path("runs/experiments/tiny/cpu")
-
-
-def ledpo(*words: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess:
-    environ = os.environ | {"LEDPO_CACHE": str(cache)}
-    command = [str(Path(sys.executable).parent / "ledpo"), *words]
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ledpo_plugin.common.stats import CHUNK, LEVEL, RESAMPLES
+from ledpo_plugin.common.stats import CHUNK, LEVEL, RESAMPLES, to_digits
 from ledpo_plugin.experiments.definition.metrics import SCORERS
 from ledpo_plugin.experiments.measuring.columns import OF_EACH_PAIR, won
 from ledpo_plugin.experiments.results.collected import Base, Collected, Run
@@ -105,7 +105,7 @@ def as_array(values: Sequence[float | None]) -> np.ndarray:
 
 def rounded(values: Sequence[float]) -> list[float | None]:
     """Return values with as many significant digits as are kept; None for what is not finite."""
-    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in map(float, values)]
+    return [to_digits(float(value), DIGITS) for value in values]
 
 
 def _of(

@@ -13,6 +13,8 @@ from ledpo_plugin.common.files import read_json
 from ledpo_plugin.common.plain_text import visible
 from ledpo_plugin.common.run_record import without_secrets
 
+from .store import MEASURES
+
 FINISHED = "finished"
 
 
@@ -35,15 +37,15 @@ class Run:
             kind: `pairs` or `instructions`, or `scores` of drawn answers.
             dataset: its name; of scores, who gave them.
         """
-        return newest_columns(self.folder / "measures", f"{kind}/{dataset}.json")
+        return newest_columns(self.folder / MEASURES, f"{kind}/{dataset}.json")
 
     def item_ids(self, kind: str, dataset: str) -> list[str] | None:
         """Return what the items of those columns are called; None where an earlier version measured them."""
-        return _ids(_newest(self.folder / "measures", f"{kind}/{dataset}.json"))
+        return _ids(_newest(self.folder / MEASURES, f"{kind}/{dataset}.json"))
 
     def generations(self) -> list[Mapping[str, Any]]:
         """Return the rows of the last generations: prompt, output, tokens, ended; drawn answers where none are."""
-        measures = self.folder / "measures"
+        measures = self.folder / MEASURES
         return _rows(_newest(measures, "generations.json")) or _rows(_newest(measures, "answers.json"))
 
 

@@ -5,22 +5,21 @@ text of a data set and no weights; what was drawn or generated stays in the resu
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledpo_plugin.common.files import read_json, write_json, write_text
+from ledpo_plugin.common.files import packed_json, read_json, write_json, write_text
 from ledpo_plugin.common.run_record import without_secrets
+from ledpo_plugin.common.stats import to_digits
 from ledpo_plugin.experiments.definition.checks import differences
 from ledpo_plugin.experiments.definition.plan import Run
 
-from .store import RESULT, ResultsError, now, write_run, write_state
+from .store import BASE, MEASURES, RESULT, ResultsError, now, write_run, write_state
 
 KEPT_FORMAT = 1
 DIGITS = 7  # significant ones of an item's value: what single precision has
-MEASURES = "measures"
 RESULTS = "{results}"  # stands in recipes for the results folder, which is another one elsewhere
 _STEP = re.compile(r"step-\d+")
 _COLUMNS = re.compile(r"(?:step-\d+/)?(?:pairs|instructions|scores)/[^/]+\.json")
@@ -46,11 +45,9 @@ def keep(kept: Path, results: Path, run: Run, job: Mapping[str, Any]) -> Path | 
     base = _base_columns(results, result)
     measures = {name: _without(measure, base.get(_of(name))) for name, measure in _measured(run.folder).items()}
     told = {"recipes": _recipes(run, results), "budget": job.get("budget"), "evaluation": job["evaluation"]}
-    head = {"format": KEPT_FORMAT, "told": told, "result": _plain(result)}
-    text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    lines = [f"  {json.dumps(name)}: {json.dumps(one, separators=(',', ':'))}" for name, one in measures.items()]
     path = kept_file(kept, results, run)
-    write_text(path, text + ',\n "measures": {\n' + ",\n".join(lines) + "\n }\n}\n")
+    whole = {"format": KEPT_FORMAT, "told": told, "result": _plain(result), "measures": measures}
+    write_text(path, packed_json(whole) + "\n")
     return path
 
 
@@ -174,7 +171,7 @@ def _base_columns(results: Path, result: Mapping[str, Any]) -> dict[str, dict[st
     name = result.get("base")
     if "variant" not in result or not isinstance(name, str) or "/" in name:
         return {}
-    return _measured(results / "base" / name)
+    return _measured(results / BASE / name)
 
 
 def _without(measure: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def _with(measure: Mapping[str, Any], base: Mapping[str, Any] | None, path: Path
 def _rounded(value: Any) -> float | int | None:
     if isinstance(value, int):
         return value
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) and math.isfinite(value) else None
+    return to_digits(value, DIGITS) if isinstance(value, float) else None
 
 
 def _plain(result: Mapping[str, Any]) -> dict[str, Any]:

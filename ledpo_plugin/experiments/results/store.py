@@ -19,7 +19,7 @@ from .provenance import data_hashes
 
 EXPERIMENT, STATE, RESULT, WORKER_LOG = "experiment.json", "state.json", "result.json", "worker.log"
 BACKGROUND, BACKGROUND_LOG = "background.json", "background.log"  # of a `ledpo run` that the web UI started
-BASE, REPORT = "base", "report.html"
+BASE, MEASURES, REPORT = "base", "measures", "report.html"
 NODE = "LEDPO_NODE"  # environment variable: what to call the machine, where its name would not tell
 OF_RESULTS = ("definition", "recipes", "data_sha256")
 FORMAT = 1

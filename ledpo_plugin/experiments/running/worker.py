@@ -24,14 +24,12 @@ from ledpo_plugin.experiments.definition.plan import JOB, RECIPE, TRAIN, Trainin
 from ledpo_plugin.experiments.measuring.operations import by_kind, summed
 from ledpo_plugin.experiments.processes import RunFailed
 from ledpo_plugin.experiments.results.merging import merged_log, merged_usage
-from ledpo_plugin.experiments.results.store import FORMAT, RESULT, is_finished, now, write_state
+from ledpo_plugin.experiments.results.store import FORMAT, MEASURES, RESULT, is_finished, now, write_state
 from ledpo_plugin.experiments.studies.kinds import study_of
 
 from .training import TRAIN_LOG, TRAINED, call, train, training_log, trainings_of, usage_of
 
 __all__ = ["TRAINED", "TRAIN_LOG", "main"]
-
-MEASURES = "measures"
 
 
 def main(folder: Path) -> int:

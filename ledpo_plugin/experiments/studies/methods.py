@@ -6,6 +6,7 @@ from typing import Any
 
 from ledpo_plugin.experiments.definition.experiment import Experiment
 from ledpo_plugin.experiments.definition.plan import Run
+from ledpo_plugin.experiments.results.store import MEASURES
 
 from .checks import judge_files
 from .given import Given
@@ -115,7 +116,7 @@ def stages(experiment: Experiment, results: Path, runs: Sequence[Run]) -> Iterat
     done = {own.name: str(own.folder.absolute()) for own in parts if finished(own)}
     ended = {own.name: finished(own)["ended"] for own in parts if finished(own)}
     human = [str((experiment.folder / name).absolute()) for name in study.get("human") or ()]
-    measures = {model_name(run.variant, run.seed): str((run.folder / "measures").absolute()) for run in runs}
+    measures = {model_name(run.variant, run.seed): str((run.folder / MEASURES).absolute()) for run in runs}
     yield [
         part(
             experiment, results, "agreement", "all", models=[models[name] for name in made], parts=done, ended=ended,
